@@ -1,0 +1,19 @@
+//! What one layer of a Mixture-of-Experts model computes, and from which checkpoint.
+//!
+//! A Hugging Face directory goes in ([`ModelDir`]); out come a [`ModelSpec`], an
+//! [`AttentionModule`] (norms, QKV, rotary embedding, paged KV cache, attention, gate, top-k,
+//! embedding and head) and an [`ExpertModule`] (grouped gated FFN of some of the experts). Nothing
+//! here knows of threads, networks or requests.
+//!
+//! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
+//! each of them once more in plain candle, and the tests hold one against the other.
+
+mod spec;
+mod weights;
+
+pub use spec::{
+    Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
+};
+pub use weights::{
+    DenseTensor, ElementType, ExpertTensor, MatrixView, TensorId, WeightError, WeightSource,
+};
