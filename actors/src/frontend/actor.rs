@@ -1,0 +1,387 @@
+//! The frontend as an actor: the [`Ledger`] between clients, scheduler and attention workers.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::mpsc;
+
+use super::ledger::{Ledger, Limits, Output, Totals};
+use super::telemetry::{ClientTimes, FrontendMetrics};
+use crate::clock::Clock;
+use crate::protocol::{AttentionCommand, Membership, SchedulerEvent, SequenceId, StepReport};
+use crate::request::{Request, RequestEvent, SubmitError};
+use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
+
+/// How often overdue steps are looked for and full mailboxes are tried again.
+const TICK: Duration = Duration::from_millis(20);
+/// A scheduler that has not answered after this long is replaced.
+const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
+/// A scheduler that dies this often without a step between ends every request with an error.
+const SCHEDULER_RESTARTS_MAX: u32 = 5;
+/// A step that takes longer is reported in the log, again each time its age has doubled.
+const STEP_OVERDUE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(crate) struct Frontend {
+    ledger: Ledger,
+    clients: HashMap<SequenceId, Client>,
+    workers: Vec<Link>,
+    scheduler: SchedulerSlot,
+    clock: Clock,
+    metrics: FrontendMetrics,
+    last_step: Duration,
+    next_warning: Duration,
+}
+
+/// A client's end of a request.
+struct Client {
+    events: mpsc::UnboundedSender<RequestEvent>,
+    times: ClientTimes,
+}
+
+/// The way to an attention worker. What its mailbox does not take waits here, in order.
+struct Link {
+    worker: Recipient<AttentionCommand>,
+    backlog: VecDeque<AttentionCommand>,
+}
+
+struct SchedulerSlot {
+    start: StartScheduler,
+    handle: SchedulerHandle,
+    events: VecDeque<SchedulerEvent>,
+    asking: bool,
+    /// The last one died; a new one is started when no step is under way.
+    down: bool,
+    deaths: u32,
+}
+
+impl Frontend {
+    pub(crate) fn new(
+        limits: Limits,
+        membership: Membership,
+        workers: Vec<Recipient<AttentionCommand>>,
+        start: StartScheduler,
+        clock: Clock,
+    ) -> Self {
+        let link = |worker| Link { worker, backlog: VecDeque::new() };
+        Frontend {
+            ledger: Ledger::new(limits, membership),
+            clients: HashMap::new(),
+            workers: workers.into_iter().map(link).collect(),
+            scheduler: SchedulerSlot {
+                handle: start(),
+                start,
+                events: VecDeque::new(),
+                asking: false,
+                down: false,
+                deaths: 0,
+            },
+            clock,
+            metrics: FrontendMetrics::new(),
+            last_step: Duration::ZERO,
+            next_warning: STEP_OVERDUE,
+        }
+    }
+
+    /// Carries out what the ledger wants and consults the scheduler about what is new.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let mut gone = Vec::new();
+        loop {
+            for output in self.ledger.outputs() {
+                match output {
+                    Output::Scheduler(event) if !self.scheduler.down => {
+                        self.scheduler.events.push_back(event);
+                    }
+                    Output::Scheduler(_) => {} // its successor is told everything
+                    Output::Worker(worker, command) => self.workers[worker as usize].send(command),
+                    Output::Client(sequence, event) => {
+                        let Some(client) = self.clients.get_mut(&sequence) else { continue };
+                        self.metrics.event(&mut client.times, &event, now);
+                        let finished = matches!(event, RequestEvent::Finished(_));
+                        let closed = client.events.send(event).is_err();
+                        if finished {
+                            self.clients.remove(&sequence);
+                        } else if closed {
+                            gone.push(sequence);
+                        }
+                    }
+                }
+            }
+            // A client that hung up without a word.
+            let Some(sequence) = gone.pop() else { break };
+            self.ledger.cancel(sequence);
+        }
+        self.metrics.state(&self.ledger);
+        self.consult(ctx);
+    }
+
+    fn consult(&mut self, ctx: &mut Context<Self>) {
+        let slot = &mut self.scheduler;
+        if slot.down {
+            if self.ledger.steps_in_flight() == 0 && !slot.asking {
+                self.restart_scheduler(ctx);
+            }
+            return;
+        }
+        if slot.asking {
+            return;
+        }
+        let Some(event) = slot.events.pop_front() else { return };
+        slot.asking = true;
+        let answer = slot.handle.send(Consult { event, now: self.clock.now() });
+        let answer = tokio::time::timeout(SCHEDULER_DEADLINE, answer);
+        ctx.spawn(answer.into_actor(self).map(|answer, this, ctx| {
+            this.scheduler.asking = false;
+            match answer {
+                Ok(Ok(plans)) => this.ledger.plans(&plans, this.clock.now()),
+                Ok(Err(_)) => this.scheduler_died("it panicked or stopped"),
+                Err(_) => this.scheduler_died("it did not answer within 5 s"),
+            }
+            this.advance(ctx);
+        }));
+    }
+
+    fn scheduler_died(&mut self, why: &str) {
+        let slot = &mut self.scheduler;
+        slot.down = true;
+        slot.deaths += 1;
+        slot.events.clear();
+        self.metrics.scheduler_restarts.increment(1);
+        tracing::error!(
+            deaths = slot.deaths,
+            "the scheduler is lost ({why}); a new one is started when the steps under way have ended. No request is lost"
+        );
+        if slot.deaths >= SCHEDULER_RESTARTS_MAX {
+            self.ledger.fail_all("the scheduler fails again and again; see the server's log");
+        }
+    }
+
+    fn restart_scheduler(&mut self, ctx: &mut Context<Self>) {
+        self.scheduler.handle = (self.scheduler.start)();
+        self.scheduler.down = false;
+        self.ledger.introduce();
+        self.advance(ctx);
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        for link in &mut self.workers {
+            link.flush();
+        }
+        let overdue = self.ledger.overdue(self.clock.now(), self.next_warning);
+        for step in &overdue {
+            let missing: Vec<_> = step.missing.iter().map(|w| format!("attention-{w}")).collect();
+            tracing::warn!(
+                "step {} of micro-batch {} has been under way for {:.1?}; it waits for {}",
+                step.step, step.micro_batch, step.age, missing.join(", ")
+            );
+        }
+        if !overdue.is_empty() {
+            self.next_warning *= 2;
+        } else if self.ledger.steps_in_flight() == 0 {
+            self.next_warning = STEP_OVERDUE;
+        }
+        self.advance(ctx);
+    }
+}
+
+impl Link {
+    fn send(&mut self, command: AttentionCommand) {
+        self.backlog.push_back(command);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(command) = self.backlog.pop_front() {
+            match self.worker.try_send(command) {
+                Ok(()) => {}
+                Err(SendError::Full(command)) => {
+                    self.backlog.push_front(command);
+                    return;
+                }
+                // The worker is gone: the supervisor announces a new membership, which voids this command.
+                Err(SendError::Closed(_)) => {}
+            }
+        }
+    }
+}
+
+impl Actor for Frontend {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(crate::MAILBOX_CAPACITY);
+        ctx.run_interval(TICK, Self::tick);
+        self.advance(ctx);
+    }
+}
+
+/// A client's request.
+#[derive(Message)]
+#[rtype(result = "Result<SequenceId, SubmitError>")]
+pub(crate) struct Enqueue {
+    pub(crate) request: Request,
+    pub(crate) events: mpsc::UnboundedSender<RequestEvent>,
+}
+
+impl Handler<Enqueue> for Frontend {
+    type Result = Result<SequenceId, SubmitError>;
+
+    fn handle(&mut self, message: Enqueue, ctx: &mut Self::Context) -> Self::Result {
+        let now = self.clock.now();
+        let result = self.ledger.submit(message.request, now);
+        match &result {
+            Ok(sequence) => {
+                let client = Client { events: message.events, times: ClientTimes::new(now) };
+                self.clients.insert(*sequence, client);
+                self.advance(ctx);
+            }
+            Err(error) => self.metrics.rejected(error),
+        }
+        result
+    }
+}
+
+/// A client has no use for its request any more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Cancel(pub(crate) SequenceId);
+
+impl Handler<Cancel> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, message: Cancel, ctx: &mut Self::Context) {
+        self.ledger.cancel(message.0);
+        self.advance(ctx);
+    }
+}
+
+impl Handler<StepReport> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, report: StepReport, ctx: &mut Self::Context) {
+        let now = self.clock.now();
+        if let Some((done, age)) = self.ledger.report(report, now) {
+            self.last_step = now;
+            self.scheduler.deaths = 0;
+            self.metrics.step(&done, age);
+        }
+        self.advance(ctx);
+    }
+}
+
+/// The workers changed: everything under way is void, and goes on under the new membership.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Regrouped(pub(crate) Membership);
+
+impl Handler<Regrouped> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, message: Regrouped, ctx: &mut Self::Context) {
+        for link in &mut self.workers {
+            link.backlog.clear();
+        }
+        self.ledger.reset(message.0);
+        self.advance(ctx);
+    }
+}
+
+/// The cluster cannot go on; every request ends with this reason.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct GiveUp(pub(crate) String);
+
+impl Handler<GiveUp> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, message: GiveUp, ctx: &mut Self::Context) {
+        self.ledger.drain();
+        self.ledger.fail_all(&message.0);
+        self.advance(ctx);
+    }
+}
+
+/// Take no new requests.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Drain;
+
+impl Handler<Drain> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.ledger.drain();
+    }
+}
+
+/// How things stand.
+#[derive(Message)]
+#[rtype(result = "MessageResult<AskStatus>")]
+pub(crate) struct AskStatus;
+
+/// How the cluster stands, for health checks and people.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Status {
+    /// Version of membership and placement.
+    pub epoch: u32,
+    /// Requests that have not ended.
+    pub live: usize,
+    /// Of these, without a place on a worker.
+    pub waiting: usize,
+    /// Steps under way.
+    pub steps_in_flight: usize,
+    /// Steps that have ended since the start.
+    pub steps: u64,
+    /// Time since the last step ended, or since the start.
+    pub since_last_step: Duration,
+    /// Whether new requests are refused.
+    pub draining: bool,
+    /// Tokens and events since the start.
+    #[serde(flatten)]
+    pub totals: Totals,
+    /// By attention worker: sequences, free and all KV blocks.
+    pub attention: Vec<AttentionStatus>,
+}
+
+/// One attention worker in a [`Status`].
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct AttentionStatus {
+    /// Whether it can be given work.
+    pub alive: bool,
+    /// Sequences whose KV cache it holds.
+    pub sequences: usize,
+    /// KV blocks that no sequence holds.
+    pub free_blocks: u32,
+    /// All its KV blocks.
+    pub kv_blocks: u32,
+}
+
+impl Handler<AskStatus> for Frontend {
+    type Result = MessageResult<AskStatus>;
+
+    fn handle(&mut self, _: AskStatus, _: &mut Self::Context) -> Self::Result {
+        let view = self.ledger.view();
+        MessageResult(Status {
+            epoch: self.ledger.epoch().0,
+            live: self.ledger.live(),
+            waiting: view.waiting().len(),
+            steps_in_flight: self.ledger.steps_in_flight(),
+            steps: self.ledger.totals.steps,
+            since_last_step: self.clock.now().saturating_sub(self.last_step),
+            draining: self.ledger.is_draining(),
+            totals: self.ledger.totals,
+            attention: view
+                .workers()
+                .iter()
+                .map(|worker| AttentionStatus {
+                    alive: worker.capacity.alive,
+                    sequences: worker.sequences.len(),
+                    free_blocks: worker.free_blocks,
+                    kv_blocks: worker.capacity.kv_blocks,
+                })
+                .collect(),
+        })
+    }
+}

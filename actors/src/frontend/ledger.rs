@@ -1,0 +1,432 @@
+//! The frontend's logic: owns every request from its arrival to its last token. Pure: events in, [`Output`]s out.
+//!
+//! A request lives here and nowhere else. Schedulers know lengths, attention workers hold what they need to compute, and either can be lost: the ledger has
+//! the prompt and every token that was sent, which is all it takes to go on elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use volley_transports::{Epoch, MicroBatch, Step};
+
+use crate::protocol::{
+    AttentionCommand, AttentionStep, Membership, Now, Outcome, SchedulerEvent, SequenceId,
+    SequenceResult, StepDone, StepPlan, StepReport, StepTiming, StepWork, Submit,
+};
+use crate::request::{FinishReason, Request, RequestEvent, SubmitError};
+use crate::scheduler::View;
+
+/// What the frontend admits.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Longest sequence, prompt and output together.
+    pub context: u32,
+    /// Entries of the vocabulary.
+    pub vocab: usize,
+    /// Requests that may wait for a place on a worker.
+    pub max_waiting: usize,
+}
+
+/// What the frontend wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Consult the scheduler.
+    Scheduler(SchedulerEvent),
+    /// Tell an attention worker.
+    Worker(u16, AttentionCommand),
+    /// Tell a client.
+    Client(SequenceId, RequestEvent),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Ledger {
+    limits: Limits,
+    membership: Membership,
+    view: View,
+    records: BTreeMap<SequenceId, Record>,
+    steps: BTreeMap<Step, OpenStep>,
+    next_sequence: u64,
+    next_step: u64,
+    draining: bool,
+    outputs: Vec<Output>,
+    /// Sums since the start.
+    pub totals: Totals,
+}
+
+/// Counts since the start; `/progressz` and the metrics are made of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Steps that came to their end.
+    pub steps: u64,
+    /// Prompt tokens computed, recomputation after preemption included.
+    pub prompt_tokens: u64,
+    /// Tokens sent to clients.
+    pub generated_tokens: u64,
+    /// Sequences taken off a worker to free its KV blocks.
+    pub preemptions: u64,
+    /// Parts of plans that were refused.
+    pub refusals: u64,
+}
+
+/// A request that has not ended.
+#[derive(Debug)]
+struct Record {
+    request: Arc<Request>,
+    generated: Vec<u32>,
+    limit: u32,
+    arrived: Now,
+    /// Prompt log-probabilities sent so far; a recomputed prompt must not send them twice.
+    prompt_logprobs: usize,
+}
+
+/// A step under way.
+#[derive(Debug)]
+struct OpenStep {
+    micro_batch: MicroBatch,
+    opened: Now,
+    missing: BTreeSet<u16>,
+    outcomes: Vec<Outcome>,
+    timing: StepTiming,
+}
+
+/// A step that has been under way for long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverdueStep {
+    /// The micro-batch.
+    pub micro_batch: MicroBatch,
+    /// The step.
+    pub step: Step,
+    /// Attention workers that have not reported.
+    pub missing: Vec<u16>,
+    /// For how long it has been under way.
+    pub age: Duration,
+}
+
+impl Ledger {
+    /// A ledger for a cluster of these workers. The scheduler is told of them first.
+    pub fn new(limits: Limits, membership: Membership) -> Self {
+        let mut ledger = Ledger {
+            limits,
+            membership: membership.clone(),
+            view: View::default(),
+            records: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            next_sequence: 0,
+            next_step: 0,
+            draining: false,
+            outputs: Vec::new(),
+            totals: Totals::default(),
+        };
+        ledger.reset(membership);
+        ledger
+    }
+
+    /// What is to be done since the last call, in order.
+    pub fn outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    /// The books.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Version of membership and placement.
+    pub fn epoch(&self) -> Epoch {
+        self.membership.epoch
+    }
+
+    /// Takes a request in.
+    ///
+    /// # Errors
+    /// When the request can never run, or not now; see [`SubmitError::is_overload`].
+    pub fn submit(&mut self, request: Request, now: Now) -> Result<SequenceId, SubmitError> {
+        if self.draining {
+            return Err(SubmitError::Draining);
+        }
+        let limit = self.limits.check(&request)?;
+        let waiting = self.view.waiting().len();
+        if waiting >= self.limits.max_waiting {
+            return Err(SubmitError::QueueFull { waiting });
+        }
+        let sequence = SequenceId(self.next_sequence);
+        self.next_sequence += 1;
+        let record = Record {
+            request: Arc::new(request),
+            generated: Vec::new(),
+            limit,
+            arrived: now,
+            prompt_logprobs: 0,
+        };
+        let submit = record.submit(sequence);
+        self.records.insert(sequence, record);
+        self.view.submit(&submit);
+        self.outputs.push(Output::Scheduler(SchedulerEvent::Submit(submit)));
+        Ok(sequence)
+    }
+
+    /// Ends a request whose client does not want it any more. Unknown and ended ones are ignored.
+    pub fn cancel(&mut self, sequence: SequenceId) {
+        self.close(sequence, FinishReason::Cancelled);
+    }
+
+    /// Ends every request with an error: the cluster cannot go on.
+    pub fn fail_all(&mut self, reason: &str) {
+        for sequence in self.records.keys().copied().collect::<Vec<_>>() {
+            self.close(sequence, FinishReason::Error(reason.to_owned()));
+        }
+    }
+
+    /// Carries out what the scheduler wants, as far as it is possible.
+    pub fn plans(&mut self, plans: &[StepPlan], now: Now) {
+        let mut refused = Vec::new();
+        for plan in plans {
+            let accepted = self.view.plan(plan);
+            refused.extend(accepted.refused);
+            self.totals.preemptions += accepted.preempted.len() as u64;
+            for (sequence, worker) in accepted.preempted {
+                self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+            }
+            if accepted.work.is_empty() {
+                continue;
+            }
+            let step = Step(self.next_step);
+            self.next_step += 1;
+
+            let mut work: BTreeMap<u16, Vec<StepWork>> = BTreeMap::new();
+            let mut outcomes = Vec::with_capacity(accepted.work.len());
+            for part in &accepted.work {
+                let sequence = part.work.sequence;
+                if part.admits && let Some(record) = self.records.get(&sequence) {
+                    let admit = AttentionCommand::Admit {
+                        sequence,
+                        request: Arc::clone(&record.request),
+                        generated: record.generated.clone(),
+                        limit: record.limit,
+                    };
+                    self.outputs.push(Output::Worker(part.work.worker, admit));
+                }
+                outcomes.push(Outcome { sequence, sampled: false, finished: None });
+                work.entry(part.work.worker).or_default().push(StepWork {
+                    sequence,
+                    start: part.start,
+                    tokens: part.work.tokens,
+                    sample: part.samples,
+                });
+            }
+            let participants = bitmap(work.keys().copied(), self.membership.attention.len());
+            let missing = work.keys().copied().collect();
+            for (worker, work) in work {
+                let step = AttentionStep {
+                    epoch: self.membership.epoch,
+                    micro_batch: plan.micro_batch,
+                    step,
+                    participants: Arc::clone(&participants),
+                    work,
+                };
+                self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
+            }
+            let timing = StepTiming::default();
+            let micro_batch = plan.micro_batch;
+            self.steps.insert(step, OpenStep { micro_batch, opened: now, missing, outcomes, timing });
+        }
+        if !refused.is_empty() {
+            self.totals.refusals += refused.len() as u64;
+            self.outputs.push(Output::Scheduler(SchedulerEvent::Refused(refused)));
+        }
+    }
+
+    /// Enters an attention worker's report. Reports of an older epoch are void. Returns the step's end with its age, if this was the last report.
+    pub fn report(&mut self, report: StepReport, now: Now) -> Option<(StepDone, Duration)> {
+        if report.epoch != self.membership.epoch {
+            return None;
+        }
+        let open = self.steps.get_mut(&report.step)?;
+        if !open.missing.remove(&report.worker) {
+            return None;
+        }
+        if report.timing.total > open.timing.total {
+            let rows = open.timing.rows;
+            open.timing = report.timing;
+            open.timing.rows += rows;
+        } else {
+            open.timing.rows += report.timing.rows;
+        }
+        for result in report.results {
+            if let Some(outcome) = open.outcomes.iter_mut().find(|o| o.sequence == result.sequence) {
+                outcome.sampled = result.token.is_some();
+                outcome.finished = result.finished.clone();
+            }
+            Self::deliver(&mut self.records, &mut self.outputs, &mut self.totals, result);
+        }
+        if !open.missing.is_empty() {
+            return None;
+        }
+        let open = self.steps.remove(&report.step)?;
+        self.totals.steps += 1;
+        for (work, start) in self.view.oldest_step(open.micro_batch) {
+            let prompt = self.records.get(&work.sequence).map_or(0, |r| r.request.prompt.len() as u32);
+            self.totals.prompt_tokens += u64::from(prompt.saturating_sub(start).min(work.tokens));
+        }
+        let done = StepDone {
+            micro_batch: open.micro_batch,
+            step: report.step,
+            outcomes: open.outcomes,
+            timing: open.timing,
+        };
+        for (sequence, worker) in self.view.step_done(&done) {
+            self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+        }
+        self.outputs.push(Output::Scheduler(SchedulerEvent::StepDone(done.clone())));
+        Some((done, now.saturating_sub(open.opened)))
+    }
+
+    /// Starts over under a new membership: what was under way is void, every request waits with all its tokens, none is lost.
+    pub fn reset(&mut self, membership: Membership) {
+        self.steps.clear();
+        self.view.membership(&membership);
+        self.membership = membership.clone();
+        self.outputs.push(Output::Scheduler(SchedulerEvent::MembershipChanged(membership)));
+    }
+
+    /// Tells a scheduler that was started anew all there is to know. Call it when no step is under way.
+    pub fn introduce(&mut self) {
+        debug_assert!(self.steps.is_empty());
+        for (index, worker) in self.view.workers().iter().enumerate() {
+            for &sequence in &worker.sequences {
+                let release = AttentionCommand::Release(sequence);
+                self.outputs.push(Output::Worker(index as u16, release));
+            }
+        }
+        self.reset(self.membership.clone());
+        for (&sequence, record) in &self.records {
+            self.outputs.push(Output::Scheduler(SchedulerEvent::Submit(record.submit(sequence))));
+        }
+    }
+
+    /// Takes no new requests from now on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether new requests are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Requests that have not ended.
+    pub fn live(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Steps under way.
+    pub fn steps_in_flight(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Steps that have been under way for longer than `limit`, and who has not reported.
+    pub fn overdue(&self, now: Now, limit: Duration) -> Vec<OverdueStep> {
+        let age = |open: &OpenStep| now.saturating_sub(open.opened);
+        self.steps
+            .iter()
+            .filter(|(_, open)| age(open) > limit)
+            .map(|(&step, open)| OverdueStep {
+                micro_batch: open.micro_batch,
+                step,
+                missing: open.missing.iter().copied().collect(),
+                age: age(open),
+            })
+            .collect()
+    }
+
+    fn close(&mut self, sequence: SequenceId, reason: FinishReason) {
+        if self.records.remove(&sequence).is_none() {
+            return;
+        }
+        self.outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
+        if let Some((sequence, worker)) = self.view.end(sequence) {
+            self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+        }
+        self.outputs.push(Output::Scheduler(SchedulerEvent::Cancel(sequence)));
+    }
+
+    fn deliver(
+        records: &mut BTreeMap<SequenceId, Record>,
+        outputs: &mut Vec<Output>,
+        totals: &mut Totals,
+        mut result: SequenceResult,
+    ) {
+        let sequence = result.sequence;
+        let Some(record) = records.get_mut(&sequence) else {
+            return; // cancelled meanwhile
+        };
+        if let Some(last) = result.prompt_logprobs.len().checked_sub(1) {
+            // Sent in order, each once: a prompt computed again after a preemption starts over at its first token.
+            let first = result.prompt_start as usize;
+            let skip = record.prompt_logprobs.saturating_sub(first);
+            if skip <= last {
+                let fresh = result.prompt_logprobs.split_off(skip);
+                record.prompt_logprobs += fresh.len();
+                outputs.push(Output::Client(sequence, RequestEvent::Prompt(fresh)));
+            }
+        }
+        if let Some(token) = result.token {
+            record.generated.push(token);
+            totals.generated_tokens += 1;
+            let event = RequestEvent::Token { token, logprob: result.logprob };
+            outputs.push(Output::Client(sequence, event));
+        }
+        if let Some(reason) = result.finished {
+            records.remove(&sequence);
+            outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
+        }
+    }
+}
+
+impl Record {
+    fn submit(&self, sequence: SequenceId) -> Submit {
+        Submit {
+            sequence,
+            length: (self.request.prompt.len() + self.generated.len()) as u32,
+            limit: self.limit,
+            tenant: Arc::clone(&self.request.tenant),
+            priority: self.request.priority,
+            arrived: self.arrived,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks a request against the limits; returns the greatest length its sequence can have.
+    fn check(&self, request: &Request) -> Result<u32, SubmitError> {
+        if request.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let too_long = SubmitError::TooLong {
+            prompt: request.prompt.len(),
+            max_tokens: request.max_tokens,
+            context: self.context,
+        };
+        let limit = u32::try_from(request.prompt.len())
+            .ok()
+            .and_then(|prompt| prompt.checked_add(request.max_tokens))
+            .filter(|&limit| limit <= self.context)
+            .ok_or(too_long)?;
+        let unknown = |&(_, &token): &(usize, &u32)| token as usize >= self.vocab;
+        if let Some((position, &token)) = request.prompt.iter().enumerate().find(unknown) {
+            return Err(SubmitError::UnknownToken { token, position, vocab: self.vocab });
+        }
+        request.sampling.validate()?;
+        Ok(limit)
+    }
+}
+
+/// A bitmap of worker indices, long enough for `workers` of them.
+fn bitmap(indices: impl Iterator<Item = u16>, workers: usize) -> Arc<[u64]> {
+    let mut words = vec![0u64; workers.div_ceil(64).max(1)];
+    for index in indices {
+        words[index as usize / 64] |= 1 << (index % 64);
+    }
+    words.into()
+}

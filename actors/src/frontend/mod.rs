@@ -1,0 +1,11 @@
+//! The frontend: takes requests in, has them scheduled and computed, and streams tokens out.
+
+mod actor;
+mod client;
+mod ledger;
+mod telemetry;
+
+pub(crate) use actor::{Frontend, GiveUp, Regrouped};
+pub use actor::{AttentionStatus, Status};
+pub use client::{Client, RequestStream};
+pub use ledger::{Ledger, Limits, Output, OverdueStep, Totals};

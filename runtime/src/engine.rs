@@ -1,0 +1,28 @@
+//! A running model: the cluster and what is needed to speak text with it.
+
+use std::sync::Arc;
+
+use volley_actors::{Client, Cluster};
+use volley_models::{ChatTemplate, GenerationDefaults, ModelSpec, Tokenizer};
+
+/// Everything that answers requests, shared by the HTTP handlers and the command line.
+pub struct Engine {
+    /// Name of the model in the API.
+    pub model: String,
+    /// Seconds since the Unix epoch when the model was loaded.
+    pub created: u64,
+    /// Its shape.
+    pub spec: ModelSpec,
+    /// Longest sequence, prompt and output together, in tokens.
+    pub context: u32,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text; absent where the model has no chat template.
+    pub chat: Option<ChatTemplate>,
+    /// The model's own sampling defaults.
+    pub defaults: GenerationDefaults,
+    /// The way to the cluster.
+    pub client: Client,
+    /// The cluster, for metrics, timeline and shutdown.
+    pub cluster: Arc<Cluster>,
+}
