@@ -7,7 +7,7 @@ use volley_models::{
     Activations, AttentionModule, ComputeType, FfnKind, ModelSpec, ModuleError, SequenceSlice,
 };
 use volley_transports::{
-    Endpoint, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
+    Endpoint, Epoch, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
     StepKey, Times, WorkerId,
 };
 
@@ -44,7 +44,7 @@ pub(crate) struct AttentionParts {
     /// Takes reports; false means: not now, try again.
     pub(crate) report: Box<dyn FnMut(StepReport) -> Result<(), StepReport> + Send>,
     /// Told of peers that are gone, silent or wrong.
-    pub(crate) accuse: Box<dyn FnMut(WorkerId, String) + Send>,
+    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
 }
 
 /// See the module.
@@ -216,7 +216,7 @@ impl AttentionLoop {
 
     fn accuse(&mut self, peer: WorkerId, reason: String) {
         if !std::mem::replace(&mut self.halted, true) {
-            (self.parts.accuse)(peer, reason);
+            (self.parts.accuse)(self.grouping.epoch, peer, reason);
         }
     }
 

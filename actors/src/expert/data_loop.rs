@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use volley_models::{ComputeType, ExpertModule, ModelSpec};
 use volley_transports::{
-    Arrival, Endpoint, Event, ExchangeShape, Lane, Merge, MicroBatch, Rows, RowsMut, Status,
+    Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Rows, RowsMut, Status,
     StepKey, Times, WorkerId,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct ExpertParts {
     pub(crate) recorder: Recorder,
     pub(crate) load: Arc<ExpertLoad>,
     /// Told of peers that are gone or wrong.
-    pub(crate) accuse: Box<dyn FnMut(WorkerId, String) + Send>,
+    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
 }
 
 /// An expert worker takes no commands of its own.
@@ -121,7 +121,7 @@ impl ExpertLoop {
                     Event::Arrived { lane, .. } => self.arrived(lane),
                     Event::Lost { peer, reason } => {
                         self.rounds.iter_mut().for_each(|round| round.merge.lose(peer.index));
-                        (self.parts.accuse)(peer, reason.to_string());
+                        (self.parts.accuse)(self.grouping.epoch, peer, reason.to_string());
                     }
                 }
             }
@@ -154,7 +154,7 @@ impl ExpertLoop {
             Ok(_) => {}
             Err(error) => {
                 let peer = volley_transports::Role::Attention.worker(lane.peer);
-                (self.parts.accuse)(peer, error.to_string());
+                (self.parts.accuse)(self.grouping.epoch, peer, error.to_string());
             }
         }
     }

@@ -104,11 +104,12 @@ pub struct OverdueStep {
 }
 
 impl Ledger {
-    /// A ledger for a cluster of these workers. The scheduler is told of them first.
-    pub fn new(limits: Limits, membership: Membership) -> Self {
-        let mut ledger = Ledger {
+    /// A ledger of a cluster that has no workers yet: requests wait until [`Ledger::reset`] brings some.
+    pub fn new(limits: Limits) -> Self {
+        let membership = Membership { epoch: Epoch(0), micro_batches: 0, attention: Vec::new() };
+        Ledger {
             limits,
-            membership: membership.clone(),
+            membership,
             view: View::default(),
             records: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -117,9 +118,7 @@ impl Ledger {
             draining: false,
             outputs: Vec::new(),
             totals: Totals::default(),
-        };
-        ledger.reset(membership);
-        ledger
+        }
     }
 
     /// What is to be done since the last call, in order.
