@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use volley_models::ComputeType;
+use volley_models::{
+    AttentionModule, AttentionOptions, ComputeType, ExpertModule, ExpertOptions, Isa, ModelSpec,
+};
+use volley_transports::{Element, Epoch, ExchangeShape, Placement};
+
+use crate::cluster::ClusterError;
 
 /// Shape and limits of a cluster. Everything is sized from this at start-up; nothing grows later.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,4 +36,146 @@ pub struct ClusterConfig {
     pub peer_deadline: Duration,
     /// Spans of the timeline kept for each worker; 0 records none.
     pub timeline_spans: usize,
+}
+
+impl ClusterConfig {
+    /// Checks the numbers against each other and the model.
+    ///
+    /// # Errors
+    /// Names the number, its value and its range.
+    pub fn check(&self, spec: &ModelSpec) -> Result<(), ClusterError> {
+        let range = |name: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(ClusterError::Config(format!("{name} is {value}; it must be from {low} to {high}")))
+            }
+        };
+        range("attention_workers", self.attention_workers.into(), 1, 1024)?;
+        range("expert_workers", self.expert_workers.into(), 1, 1024)?;
+        range("micro_batches", self.micro_batches.into(), 1, 64)?;
+        range("max_context", self.context.into(), 1, spec.max_positions as u64)?;
+        range("max_batch_tokens", self.max_rows.into(), 1, 1 << 20)?;
+        range("prefill_tokens", self.prefill_tokens.into(), 1, self.max_rows.into())?;
+        range("block_tokens", self.block_tokens.into(), 1, 1024)?;
+        let positions = u64::from(self.kv_blocks) * u64::from(self.block_tokens);
+        if positions < u64::from(self.context) {
+            return Err(ClusterError::Config(format!(
+                "a KV cache of {} blocks of {} tokens holds {positions} tokens, less than one sequence of max_context = {}; enlarge the cache or shorten the context",
+                self.kv_blocks, self.block_tokens, self.context
+            )));
+        }
+        Ok(())
+    }
+
+    /// The memory all parts take, as the start-up will allocate it.
+    ///
+    /// # Errors
+    /// When the numbers are out of range, or a product does not fit 64 bits.
+    pub fn memory(&self, spec: &ModelSpec) -> Result<MemoryPlan, ClusterError> {
+        self.check(spec)?;
+        let shape = self.shape(spec)?;
+        let attention = AttentionModule::memory(spec, &self.attention_options())?;
+        let slots = shape.topology(self.micro_batches)?.bytes()? as u64;
+        let (m, n) = (u64::from(self.attention_workers), u64::from(self.expert_workers));
+        let merged = shape.max_merged()?;
+        let placement = Placement::even(Epoch(0), spec.experts as u16, self.expert_workers)?;
+        let mut experts = (0, 0);
+        for worker in 0..self.expert_workers {
+            let local = usize::from(placement.max_local_experts(worker));
+            let estimate = ExpertModule::memory(spec, local, &self.expert_options(merged))?;
+            experts = (experts.0 + estimate.weights, experts.1 + estimate.scratch);
+        }
+        // Summed outputs of each micro-batch at attention workers; the grouped batch and its outputs at expert workers.
+        let row = spec.hidden as u64 * 4;
+        let combined = m * u64::from(self.micro_batches) * u64::from(self.max_rows) * row;
+        let grouped = n * u64::from(merged) * row * 2;
+        let parts = vec![
+            (format!("attention weights, {m} x {}", Bytes(attention.weights)), m * attention.weights),
+            (format!("expert weights, on {n} workers"), experts.0),
+            (
+                format!(
+                    "KV cache, {m} x {} blocks of {} tokens, {} tokens in all",
+                    self.kv_blocks,
+                    self.block_tokens,
+                    m * u64::from(self.kv_blocks) * u64::from(self.block_tokens)
+                ),
+                m * attention.kv,
+            ),
+            (format!("slots, {m} x {n} x {} lanes", self.micro_batches), slots),
+            ("scratch of all workers".to_owned(), m * attention.scratch + experts.1 + combined + grouped),
+        ];
+        Ok(MemoryPlan { parts })
+    }
+
+    pub(crate) fn shape(&self, spec: &ModelSpec) -> Result<ExchangeShape, ClusterError> {
+        Ok(ExchangeShape {
+            attention_workers: self.attention_workers,
+            expert_workers: self.expert_workers,
+            max_rows: self.max_rows,
+            hidden: spec.hidden as u32,
+            top_k: spec.top_k as u16,
+            element: match self.dtype {
+                ComputeType::F32 => Element::F32,
+                ComputeType::Bf16 => Element::Bf16,
+            },
+        })
+    }
+
+    pub(crate) fn attention_options(&self) -> AttentionOptions {
+        AttentionOptions {
+            dtype: self.dtype,
+            isa: Isa::detect(),
+            kv_blocks: self.kv_blocks as usize,
+            block_tokens: self.block_tokens as usize,
+            max_rows: self.max_rows as usize,
+            micro_batches: self.micro_batches as usize,
+        }
+    }
+
+    pub(crate) fn expert_options(&self, merged: u32) -> ExpertOptions {
+        ExpertOptions { dtype: self.dtype, isa: Isa::detect(), max_rows: merged as usize }
+    }
+}
+
+/// The memory a cluster takes, part by part. Its `Display` is the arithmetic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MemoryPlan {
+    parts: Vec<(String, u64)>,
+}
+
+impl MemoryPlan {
+    /// All parts together, in bytes.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What each part is, and its bytes.
+    pub fn parts(&self) -> &[(String, u64)] {
+        &self.parts
+    }
+}
+
+impl std::fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (what, bytes) in &self.parts {
+            writeln!(f, "  {:>10}  {what}", Bytes(*bytes).to_string())?;
+        }
+        write!(f, "  {:>10}  in all", Bytes(self.total()).to_string())
+    }
+}
+
+/// Bytes as people read them: 1.50 GiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        if self.0 < 1024 {
+            return write!(f, "{} B", self.0);
+        }
+        let exponent = (self.0.ilog2() / 10) as usize;
+        write!(f, "{:.2} {}", self.0 as f64 / 1024f64.powi(exponent as i32), units[exponent - 1])
+    }
 }

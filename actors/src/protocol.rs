@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use volley_transports::{Epoch, MicroBatch, Step};
+use volley_transports::{Epoch, MicroBatch, Participants, Step};
 
 use crate::request::{FinishReason, Request, TokenLogprob};
 
@@ -244,6 +244,16 @@ pub enum AttentionCommand {
     Release(SequenceId),
     /// Take a step when the previous one of the micro-batch has ended.
     Step(AttentionStep),
+    /// Forget every sequence: the membership changed, all of them start over.
+    Reset,
+}
+
+impl actix::Message for AttentionCommand {
+    type Result = ();
+}
+
+impl actix::Message for StepReport {
+    type Result = ();
 }
 
 /// One attention worker's part of a step.
@@ -255,8 +265,8 @@ pub struct AttentionStep {
     pub micro_batch: MicroBatch,
     /// The step.
     pub step: Step,
-    /// Attention workers that take part, as a bitmap of their indices.
-    pub participants: Arc<[u64]>,
+    /// Attention workers that take part.
+    pub participants: Arc<Participants>,
     /// What to compute: sequence, position of its first token, number of tokens.
     pub work: Vec<StepWork>,
 }

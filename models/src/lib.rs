@@ -8,9 +8,21 @@
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
 
+mod checkpoint;
+mod config;
+mod dummy;
+mod model_dir;
 mod spec;
 mod weights;
 
+pub use checkpoint::{
+    Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
+};
+pub use config::{ConfigError, GenerationDefaults, limits, parse_config};
+pub use dummy::DummyWeights;
+pub use model_dir::{
+    CONFIG_BYTES_MAX, LoadFormat, ModelDir, ModelError, ModelHash, ModelParts, TOKENIZER_BYTES_MAX,
+};
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };

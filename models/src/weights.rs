@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use half::{bf16, f16};
 use serde::Serialize;
 
-use crate::ModelSpec;
+use crate::{FfnKind, ModelSpec};
 
 /// Type of a stored element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -92,6 +92,116 @@ pub enum ExpertTensor {
     Down,
 }
 
+impl TensorId {
+    /// Rows and columns of this tensor in a model of this shape (a vector is one row), or `None` where the model has
+    /// no such tensor.
+    pub fn shape(self, spec: &ModelSpec) -> Option<(usize, usize)> {
+        let dense = |layer: usize, tensor: DenseTensor| {
+            let ffn = spec.layers.get(layer)?.ffn;
+            let queries = spec.heads * spec.head_dim;
+            let keys = spec.kv_heads * spec.head_dim;
+            match tensor {
+                DenseTensor::AttentionNorm | DenseTensor::FfnNorm => Some((1, spec.hidden)),
+                DenseTensor::Query => Some((queries, spec.hidden)),
+                DenseTensor::Key | DenseTensor::Value => Some((keys, spec.hidden)),
+                DenseTensor::Output => Some((spec.hidden, queries)),
+                DenseTensor::QueryBias => spec.attention_bias.then_some((1, queries)),
+                DenseTensor::KeyBias | DenseTensor::ValueBias => {
+                    spec.attention_bias.then_some((1, keys))
+                }
+                DenseTensor::OutputBias => spec.attention_bias.then_some((1, spec.hidden)),
+                DenseTensor::QueryNorm | DenseTensor::KeyNorm => {
+                    spec.qk_norm.then_some((1, spec.head_dim))
+                }
+                DenseTensor::Router => {
+                    (ffn == FfnKind::Experts).then_some((spec.experts, spec.hidden))
+                }
+                DenseTensor::Ffn(which) => match ffn {
+                    FfnKind::Experts => None,
+                    FfnKind::Dense { hidden } => Some(which.shape(spec.hidden, hidden)),
+                },
+            }
+        };
+        match self {
+            TensorId::Embedding | TensorId::Head => Some((spec.vocab, spec.hidden)),
+            TensorId::FinalNorm => Some((1, spec.hidden)),
+            TensorId::Dense(layer, tensor) => dense(layer, tensor),
+            TensorId::Expert(layer, expert, which) => {
+                let routed = spec.layers.get(layer)?.ffn == FfnKind::Experts;
+                (routed && expert < spec.experts)
+                    .then(|| which.shape(spec.hidden, spec.expert_hidden))
+            }
+        }
+    }
+
+    /// Whether the tensor is a vector, which a checkpoint stores with one dimension.
+    pub fn is_vector(self) -> bool {
+        match self {
+            TensorId::FinalNorm => true,
+            TensorId::Dense(_, tensor) => !matches!(
+                tensor,
+                DenseTensor::Query
+                    | DenseTensor::Key
+                    | DenseTensor::Value
+                    | DenseTensor::Output
+                    | DenseTensor::Router
+                    | DenseTensor::Ffn(_)
+            ),
+            TensorId::Embedding | TensorId::Head | TensorId::Expert(..) => false,
+        }
+    }
+
+    /// Every tensor of a model, from the bottom up.
+    pub fn all(spec: &ModelSpec) -> impl Iterator<Item = TensorId> + '_ {
+        let layer = |layer: usize| {
+            let dense = DenseTensor::ALL.map(|tensor| TensorId::Dense(layer, tensor));
+            let experts = (0..spec.experts).flat_map(move |expert| {
+                ExpertTensor::ALL.map(|which| TensorId::Expert(layer, expert, which))
+            });
+            dense.into_iter().chain(experts)
+        };
+        std::iter::once(TensorId::Embedding)
+            .chain((0..spec.layers.len()).flat_map(layer))
+            .chain([TensorId::FinalNorm, TensorId::Head])
+            .filter(|id| id.shape(spec).is_some())
+    }
+}
+
+impl DenseTensor {
+    /// Every tensor that any layer may have on the attention side.
+    pub const ALL: [DenseTensor; 16] = [
+        DenseTensor::AttentionNorm,
+        DenseTensor::FfnNorm,
+        DenseTensor::Query,
+        DenseTensor::Key,
+        DenseTensor::Value,
+        DenseTensor::Output,
+        DenseTensor::QueryBias,
+        DenseTensor::KeyBias,
+        DenseTensor::ValueBias,
+        DenseTensor::OutputBias,
+        DenseTensor::QueryNorm,
+        DenseTensor::KeyNorm,
+        DenseTensor::Router,
+        DenseTensor::Ffn(ExpertTensor::Gate),
+        DenseTensor::Ffn(ExpertTensor::Up),
+        DenseTensor::Ffn(ExpertTensor::Down),
+    ];
+}
+
+impl ExpertTensor {
+    /// The three.
+    pub const ALL: [ExpertTensor; 3] = [ExpertTensor::Gate, ExpertTensor::Up, ExpertTensor::Down];
+
+    /// Rows and columns, for an FFN between `hidden` and `inner` features.
+    fn shape(self, hidden: usize, inner: usize) -> (usize, usize) {
+        match self {
+            ExpertTensor::Gate | ExpertTensor::Up => (inner, hidden),
+            ExpertTensor::Down => (hidden, inner),
+        }
+    }
+}
+
 /// A matrix (or a vector, as one column-less row: `rows = 1`) inside somebody's bytes, by strides in elements.
 #[derive(Debug, Clone)]
 pub struct MatrixView<'a> {
@@ -151,7 +261,9 @@ impl MatrixView<'_> {
 #[non_exhaustive]
 pub enum WeightError {
     /// The checkpoint lacks a tensor that the configuration calls for.
-    #[error("{file}: there is no tensor `{name}`, which config.json calls for; is the checkpoint complete, and of this architecture?")]
+    #[error(
+        "{file}: there is no tensor `{name}`, which config.json calls for; is the checkpoint complete, and of this architecture?"
+    )]
     Missing {
         /// Where it was looked for.
         file: String,
@@ -169,6 +281,12 @@ pub enum WeightError {
         found: Vec<usize>,
         /// Shape by the configuration.
         expected: Vec<usize>,
+    },
+    /// The model has no such tensor: no bias, no such layer, no such expert.
+    #[error("{id:?} is no tensor of this model")]
+    Absent {
+        /// What was asked for.
+        id: TensorId,
     },
     /// A tensor's elements are of a type that Volley does not compute with.
     #[error("{file}: tensor `{name}` is stored as {found}; Volley reads F32, F16 and BF16")]

@@ -5,7 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use volley_actors::{LoadProgress, WorkerId};
+use volley_actors::LoadProgress;
+use volley_transports::WorkerId;
 
 use crate::config::ByteSize;
 

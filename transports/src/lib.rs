@@ -1,1 +1,35 @@
-//! placeholder
+//! How frames move between attention workers and expert workers.
+//!
+//! * An [`Endpoint`] is one worker's end of its lanes; every fabric offers it. [`InProcessFabric`] is the fabric of
+//!   one process.
+//! * The wire format is a checked view over bytes: [`DispatchFrame`] out, [`CombineFrame`] back.
+//! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
+
+mod element;
+mod endpoint;
+mod id;
+mod in_process;
+mod m2n;
+mod participants;
+mod slot;
+mod topology;
+mod waker;
+mod wire;
+
+pub use element::{Element, Rows, RowsMut};
+pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
+pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};
+pub use in_process::{InProcess, InProcessFabric, Spin};
+pub use m2n::{
+    Arrival, Cause, ExchangeShape, Gather, GatherError, Groups, Merge, MergeError, Owner,
+    Placement, PlacementError, Progress, Responded, Scatter, ScatterError, ShapeError,
+};
+pub use participants::Participants;
+pub use slot::SLOT_ALIGN;
+pub use topology::{Topology, TopologyError};
+pub use waker::{Wake, Waker};
+pub use wire::{
+    CombineFrame, CombineHead, CombineLayout, CombineLimits, CombineMut, DispatchFrame,
+    DispatchHead, DispatchLayout, DispatchLimits, DispatchMut, FrameError, FrameKind, HEADER_BYTES,
+    Header, LayoutError, MAGIC, Status, Times, VERSION, write_status,
+};

@@ -59,16 +59,13 @@ struct SchedulerSlot {
 impl Frontend {
     pub(crate) fn new(
         limits: Limits,
-        membership: Membership,
-        workers: Vec<Recipient<AttentionCommand>>,
         start: StartScheduler,
         clock: Clock,
     ) -> Self {
-        let link = |worker| Link { worker, backlog: VecDeque::new() };
         Frontend {
-            ledger: Ledger::new(limits, membership),
+            ledger: Ledger::new(limits),
             clients: HashMap::new(),
-            workers: workers.into_iter().map(link).collect(),
+            workers: Vec::new(),
             scheduler: SchedulerSlot {
                 handle: start(),
                 start,
@@ -274,16 +271,19 @@ impl Handler<StepReport> for Frontend {
 /// The workers changed: everything under way is void, and goes on under the new membership.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Regrouped(pub(crate) Membership);
+pub(crate) struct Regrouped {
+    pub(crate) membership: Membership,
+    /// The attention workers, by index.
+    pub(crate) workers: Vec<Recipient<AttentionCommand>>,
+}
 
 impl Handler<Regrouped> for Frontend {
     type Result = ();
 
     fn handle(&mut self, message: Regrouped, ctx: &mut Self::Context) {
-        for link in &mut self.workers {
-            link.backlog.clear();
-        }
-        self.ledger.reset(message.0);
+        let link = |worker| Link { worker, backlog: VecDeque::new() };
+        self.workers = message.workers.into_iter().map(link).collect();
+        self.ledger.reset(message.membership);
         self.advance(ctx);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use volley_transports::{Epoch, MicroBatch, Step};
+use volley_transports::{Epoch, MicroBatch, Participants, Step};
 
 use crate::protocol::{
     AttentionCommand, AttentionStep, Membership, Now, Outcome, SchedulerEvent, SequenceId,
@@ -104,11 +104,12 @@ pub struct OverdueStep {
 }
 
 impl Ledger {
-    /// A ledger for a cluster of these workers. The scheduler is told of them first.
-    pub fn new(limits: Limits, membership: Membership) -> Self {
-        let mut ledger = Ledger {
+    /// A ledger of a cluster that has no workers yet: requests wait until [`Ledger::reset`] brings some.
+    pub fn new(limits: Limits) -> Self {
+        let membership = Membership { epoch: Epoch(0), micro_batches: 0, attention: Vec::new() };
+        Ledger {
             limits,
-            membership: membership.clone(),
+            membership,
             view: View::default(),
             records: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -117,9 +118,7 @@ impl Ledger {
             draining: false,
             outputs: Vec::new(),
             totals: Totals::default(),
-        };
-        ledger.reset(membership);
-        ledger
+        }
     }
 
     /// What is to be done since the last call, in order.
@@ -215,7 +214,9 @@ impl Ledger {
                     sample: part.samples,
                 });
             }
-            let participants = bitmap(work.keys().copied(), self.membership.attention.len());
+            let mut participants = Participants::none(self.membership.attention.len() as u16);
+            work.keys().for_each(|&worker| participants.insert(worker));
+            let participants = Arc::new(participants);
             let missing = work.keys().copied().collect();
             for (worker, work) in work {
                 let step = AttentionStep {
@@ -285,6 +286,11 @@ impl Ledger {
     /// Starts over under a new membership: what was under way is void, every request waits with all its tokens, none is lost.
     pub fn reset(&mut self, membership: Membership) {
         self.steps.clear();
+        for (index, worker) in membership.attention.iter().enumerate() {
+            if worker.alive {
+                self.outputs.push(Output::Worker(index as u16, AttentionCommand::Reset));
+            }
+        }
         self.view.membership(&membership);
         self.membership = membership.clone();
         self.outputs.push(Output::Scheduler(SchedulerEvent::MembershipChanged(membership)));
@@ -293,12 +299,6 @@ impl Ledger {
     /// Tells a scheduler that was started anew all there is to know. Call it when no step is under way.
     pub fn introduce(&mut self) {
         debug_assert!(self.steps.is_empty());
-        for (index, worker) in self.view.workers().iter().enumerate() {
-            for &sequence in &worker.sequences {
-                let release = AttentionCommand::Release(sequence);
-                self.outputs.push(Output::Worker(index as u16, release));
-            }
-        }
         self.reset(self.membership.clone());
         for (&sequence, record) in &self.records {
             self.outputs.push(Output::Scheduler(SchedulerEvent::Submit(record.submit(sequence))));
@@ -420,13 +420,4 @@ impl Limits {
         request.sampling.validate()?;
         Ok(limit)
     }
-}
-
-/// A bitmap of worker indices, long enough for `workers` of them.
-fn bitmap(indices: impl Iterator<Item = u16>, workers: usize) -> Arc<[u64]> {
-    let mut words = vec![0u64; workers.div_ceil(64).max(1)];
-    for index in indices {
-        words[index as usize / 64] |= 1 << (index % 64);
-    }
-    words.into()
 }

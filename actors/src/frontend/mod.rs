@@ -5,7 +5,7 @@ mod client;
 mod ledger;
 mod telemetry;
 
-pub(crate) use actor::{Frontend, GiveUp, Regrouped};
+pub(crate) use actor::{AskStatus, Drain, Frontend, GiveUp, Regrouped};
 pub use actor::{AttentionStatus, Status};
 pub use client::{Client, RequestStream};
 pub use ledger::{Ledger, Limits, Output, OverdueStep, Totals};

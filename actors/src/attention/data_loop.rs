@@ -1,0 +1,465 @@
+//! The attention worker's thread: does what the [`Rally`] says, with the module, the lanes and the sequences.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use volley_models::{
+    Activations, AttentionModule, ComputeType, FfnKind, ModelSpec, ModuleError, SequenceSlice,
+};
+use volley_transports::{
+    Endpoint, Epoch, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
+    StepKey, Times, WorkerId,
+};
+
+use super::rally::{Rally, Task};
+use super::sampler::Sampler;
+use super::sequences::Sequences;
+use crate::clock::Clock;
+use crate::data_loop::{Exit, Signal};
+use crate::placement_map::Grouping;
+use crate::protocol::{
+    AttentionCommand, AttentionStep, SequenceResult, StepReport, StepTiming, StepWork,
+};
+use crate::request::FinishReason;
+use crate::timeline::{Activity, Recorder, Span};
+
+/// Rows of logits computed at once: enough to read the head's weights once for a batch, little enough to stay small with large vocabularies.
+const LOGIT_ROWS: usize = 32;
+/// Longest sleep of an idle loop, so that deadlines are looked at.
+const IDLE_WAIT: Duration = Duration::from_millis(100);
+
+/// What an attention worker's loop is made from.
+pub(crate) struct AttentionParts {
+    pub(crate) worker: WorkerId,
+    pub(crate) module: AttentionModule,
+    pub(crate) activations: Vec<Activations>,
+    pub(crate) spec: ModelSpec,
+    pub(crate) dtype: ComputeType,
+    pub(crate) shape: ExchangeShape,
+    pub(crate) kv_blocks: u32,
+    pub(crate) block_tokens: u32,
+    pub(crate) peer_deadline: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) recorder: Recorder,
+    /// Takes reports; false means: not now, try again.
+    pub(crate) report: Box<dyn FnMut(StepReport) -> Result<(), StepReport> + Send>,
+    /// Told of peers that are gone, silent or wrong.
+    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
+}
+
+/// See the module.
+pub(crate) struct AttentionLoop {
+    parts: AttentionParts,
+    grouping: Grouping,
+    endpoint: Box<dyn Endpoint>,
+    inbox: mpsc::Receiver<Signal<AttentionCommand>>,
+    rally: Rally,
+    scatter: Scatter,
+    batches: Vec<MicroBatchState>,
+    sequences: Sequences,
+    sampler: Sampler,
+    logits: Vec<f32>,
+    unsent: Vec<StepReport>,
+    /// A peer was accused: nothing is computed until the regrouping.
+    halted: bool,
+    next_warning: Duration,
+}
+
+/// One micro-batch's buffers.
+struct MicroBatchState {
+    activations: Activations,
+    gather: Gather,
+    /// Outputs of a layer's experts, summed: `[max_rows, hidden]`.
+    combined: Vec<f32>,
+    rows: usize,
+    /// The step's work that is really done: sequences that had ended are left out.
+    live: Vec<StepWork>,
+    results: Vec<SequenceResult>,
+}
+
+/// Something that ends the loop: this worker is at fault, not a peer.
+type Fatal = String;
+
+impl AttentionLoop {
+    pub(crate) fn new(
+        mut parts: AttentionParts,
+        grouping: Grouping,
+        endpoint: Box<dyn Endpoint>,
+        inbox: mpsc::Receiver<Signal<AttentionCommand>>,
+    ) -> Result<Self, Fatal> {
+        let shape = parts.shape;
+        let batches = std::mem::take(&mut parts.activations)
+            .into_iter()
+            .zip(0..)
+            .map(|(activations, index)| {
+                Ok(MicroBatchState {
+                    activations,
+                    gather: Gather::new(shape, MicroBatch(index)).map_err(|e| e.to_string())?,
+                    combined: vec![0.0; shape.max_rows as usize * shape.hidden as usize],
+                    rows: 0,
+                    live: Vec::new(),
+                    results: Vec::new(),
+                })
+            })
+            .collect::<Result<Vec<_>, Fatal>>()?;
+        Ok(AttentionLoop {
+            rally: Rally::new(batches.len() as u8),
+            scatter: Scatter::new(shape).map_err(|e| e.to_string())?,
+            sequences: Sequences::new(parts.kv_blocks, parts.block_tokens as usize),
+            sampler: Sampler::new(parts.spec.vocab),
+            logits: vec![0.0; LOGIT_ROWS * parts.spec.vocab],
+            unsent: Vec::new(),
+            halted: false,
+            next_warning: Duration::from_secs(1),
+            batches,
+            grouping,
+            endpoint,
+            inbox,
+            parts,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self) -> Exit {
+        match self.serve() {
+            Ok(()) => Exit::Stopped,
+            Err(fatal) => Exit::Failed(fatal),
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Fatal> {
+        loop {
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(Signal::Command(command)) => self.command(command),
+                    Ok(Signal::Regroup(endpoint, grouping)) => self.regroup(endpoint, grouping),
+                    Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                }
+            }
+            while let Some(event) = self.endpoint.poll() {
+                self.event(event);
+            }
+            self.send_reports();
+            if !self.halted && let Some(task) = self.rally.next(self.parts.clock.now()) {
+                self.perform(task)?;
+                continue;
+            }
+            self.check_deadlines();
+            self.parts.recorder.flush();
+            let wait = if self.unsent.is_empty() { IDLE_WAIT } else { Duration::from_millis(1) };
+            self.endpoint.wait(wait);
+        }
+    }
+
+    fn command(&mut self, command: AttentionCommand) {
+        match command {
+            AttentionCommand::Admit { sequence, request, generated, limit } => {
+                self.sequences.admit(sequence, request, &generated, limit);
+            }
+            AttentionCommand::Release(sequence) => self.sequences.release(sequence),
+            AttentionCommand::Reset => {
+                self.rally.reset();
+                self.batches.iter_mut().for_each(|batch| batch.gather.abandon());
+                self.sequences.clear();
+            }
+            AttentionCommand::Step(step) if step.epoch != self.grouping.epoch => {
+                tracing::debug!("{}: {} is of {}, dropped", self.parts.worker, step.step, step.epoch);
+            }
+            AttentionCommand::Step(step) => {
+                let name = step.step;
+                if !self.rally.open(step, self.parts.clock.now()) {
+                    tracing::error!("{}: {name} names a micro-batch that is not", self.parts.worker);
+                }
+            }
+        }
+    }
+
+    fn regroup(&mut self, endpoint: Box<dyn Endpoint>, grouping: Grouping) {
+        self.endpoint = endpoint;
+        self.grouping = grouping;
+        self.rally.reset();
+        self.batches.iter_mut().for_each(|batch| batch.gather.abandon());
+        self.halted = false;
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Arrived { lane, .. } => self.arrived(lane),
+            Event::Lost { peer, reason } => self.accuse(peer, reason.to_string()),
+        }
+    }
+
+    fn arrived(&mut self, lane: Lane) {
+        let expert = Role::Expert.worker(lane.peer);
+        let gather = &mut self.batches[lane.micro_batch.0 as usize].gather;
+        let progress = match self.endpoint.received(lane) {
+            Ok(frame) => gather.add(lane.peer, frame).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match progress {
+            Ok(Progress::Complete) => {
+                let times = |peer| gather.times(peer);
+                let slowest = (0..self.parts.shape.expert_workers)
+                    .filter_map(times)
+                    .max_by_key(|times| times.queued_ns + times.compute_ns)
+                    .unwrap_or(Times { queued_ns: 0, compute_ns: 0 });
+                self.rally.answered(lane.micro_batch, slowest, self.parts.clock.now());
+            }
+            Ok(Progress::Broken { worker, cause }) => {
+                self.accuse(worker, format!("it failed {}: {cause:?}", lane.micro_batch));
+            }
+            Ok(_) => {}
+            Err(reason) => self.accuse(expert, reason),
+        }
+    }
+
+    fn accuse(&mut self, peer: WorkerId, reason: String) {
+        if !std::mem::replace(&mut self.halted, true) {
+            (self.parts.accuse)(self.grouping.epoch, peer, reason);
+        }
+    }
+
+    fn perform(&mut self, task: Task) -> Result<(), Fatal> {
+        let start = self.parts.clock.now();
+        let index = task.micro_batch.0 as usize;
+        let mut layer = task.layer.0 as usize;
+        if task.begins {
+            self.begin(task.micro_batch);
+        } else {
+            let batch = &mut self.batches[index];
+            let out = &mut batch.combined[..batch.rows * self.parts.spec.hidden];
+            batch.gather.combine(&*self.endpoint, out).map_err(|error| error.to_string())?;
+            self.parts.module.add_ffn(&mut batch.activations, out);
+        }
+        while layer < self.parts.spec.layers.len() {
+            let batch = &mut self.batches[index];
+            self.parts.module.attention(layer, &mut batch.activations);
+            if self.parts.spec.layers[layer].ffn == FfnKind::Experts {
+                self.dispatch(task.micro_batch, Layer(layer as u16))?;
+                self.record(Activity::Attention, task.micro_batch, layer, start);
+                self.rally.dispatched(task.micro_batch, Layer(layer as u16), self.parts.clock.now());
+                return Ok(());
+            }
+            layer += 1;
+        }
+        self.sample(task.micro_batch);
+        self.record(Activity::Sample, task.micro_batch, layer, start);
+        let rows = self.batches[index].rows as u32;
+        let now = self.parts.clock.now();
+        if let Some((step, timing)) = self.rally.finished(task.micro_batch, rows, now) {
+            self.finish(step, timing);
+        }
+        Ok(())
+    }
+
+    /// Gathers the step's rows and embeds them.
+    fn begin(&mut self, micro_batch: MicroBatch) {
+        let batch = &mut self.batches[micro_batch.0 as usize];
+        batch.live.clear();
+        batch.results.clear();
+        let Some(step) = self.rally.step(micro_batch) else { return };
+        for work in &step.work {
+            match self.sequences.prepare(work) {
+                Ok(true) => batch.live.push(*work),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!("{}: {}: {error}", self.parts.worker, step.step);
+                    batch.results.push(SequenceResult::failed(work.sequence, error.to_string()));
+                }
+            }
+        }
+        // A module that refuses the batch names a sequence's fault that the checks above should have found; the step goes on without rows.
+        if let Err(error) = Self::load(&mut self.parts.module, batch, &self.sequences) {
+            tracing::error!("{}: {}: {error}", self.parts.worker, step.step);
+            for work in std::mem::take(&mut batch.live) {
+                batch.results.push(SequenceResult::failed(work.sequence, error.to_string()));
+            }
+            let empty = self.parts.module.begin(&mut batch.activations, &[]);
+            debug_assert!(empty.is_ok(), "an empty batch is always taken");
+        }
+        batch.rows = batch.live.iter().map(|work| work.tokens as usize).sum();
+        self.parts.module.embed(&mut batch.activations);
+    }
+
+    fn load(
+        module: &mut AttentionModule,
+        batch: &mut MicroBatchState,
+        sequences: &Sequences,
+    ) -> Result<(), ModuleError> {
+        let slices: Vec<SequenceSlice<'_>> = batch
+            .live
+            .iter()
+            .filter_map(|work| {
+                let sequence = sequences.get(work.sequence)?;
+                let start = work.start as usize;
+                Some(SequenceSlice {
+                    tokens: &sequence.tokens()[start..start + work.tokens as usize],
+                    start: work.start,
+                    blocks: sequence.blocks(),
+                })
+            })
+            .collect();
+        module.begin(&mut batch.activations, &slices)
+    }
+
+    fn dispatch(&mut self, micro_batch: MicroBatch, layer: Layer) -> Result<(), Fatal> {
+        let Some(step) = self.rally.step(micro_batch) else { return Ok(()) };
+        let batch = &mut self.batches[micro_batch.0 as usize];
+        let key = StepKey { epoch: self.grouping.epoch, step: step.step, layer, micro_batch };
+        let rows = match self.parts.dtype {
+            ComputeType::F32 => Rows::F32(batch.activations.ffn_input()),
+            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16()),
+        };
+        let written = self.scatter.write(
+            &mut *self.endpoint,
+            &self.grouping.placement,
+            key,
+            &step.participants,
+            rows,
+            batch.activations.expert_ids(),
+            batch.activations.expert_weights(),
+            &mut batch.gather,
+        );
+        written.map_err(|error| error.to_string())
+    }
+
+    /// Computes the logits that the step calls for, and from them tokens and log-probabilities.
+    fn sample(&mut self, micro_batch: MicroBatch) {
+        let batch = &mut self.batches[micro_batch.0 as usize];
+        let vocab = self.parts.spec.vocab;
+        // (row, index into `live`, position whose token's logits these are)
+        let mut wanted: Vec<(u32, usize, usize)> = Vec::new();
+        let mut first_row = 0;
+        for (index, work) in batch.live.iter().enumerate() {
+            let Some(sequence) = self.sequences.get(work.sequence) else { continue };
+            let last = work.start + work.tokens - 1;
+            for position in work.start..=last {
+                let target_is_prompt = (position as usize + 1) < sequence.prompt().len();
+                let echo = sequence.request().prompt_logprobs.is_some() && target_is_prompt;
+                if echo || (work.sample && position == last) {
+                    wanted.push((first_row + position - work.start, index, position as usize));
+                }
+            }
+            first_row += work.tokens;
+        }
+        let first_result = batch.results.len();
+        batch.results.extend(batch.live.iter().map(|work| SequenceResult::empty(work.sequence, work.start)));
+        let results = &mut batch.results[first_result..];
+        for wanted in wanted.chunks(LOGIT_ROWS) {
+            let mut rows = [0u32; LOGIT_ROWS];
+            for (slot, (row, ..)) in rows.iter_mut().zip(wanted) {
+                *slot = *row;
+            }
+            let logits = &mut self.logits[..wanted.len() * vocab];
+            self.parts.module.logits(&mut batch.activations, &rows[..wanted.len()], logits);
+            for (logits, &(_, index, position)) in logits.chunks_exact_mut(vocab).zip(wanted) {
+                let work = &batch.live[index];
+                let Some(sequence) = self.sequences.get_mut(work.sequence) else { continue };
+                let result = &mut results[index];
+                if position + 1 < sequence.prompt().len() {
+                    let top = sequence.request().prompt_logprobs.unwrap_or(0);
+                    let token = sequence.prompt()[position + 1];
+                    result.prompt_logprobs.push(self.sampler.logprob(logits, token, top));
+                    continue;
+                }
+                let request = sequence.request();
+                let (top, raw) = match request.logprobs {
+                    // Log-probabilities are of the unmodified distribution, so they are taken before the choice changes it.
+                    Some(top) => (top, Some(logits.to_vec())),
+                    None => (0, None),
+                };
+                let sampling = &request.sampling;
+                let (prompt, generated) = (sequence.prompt(), sequence.generated());
+                let token = self.sampler.sample(logits, sampling, prompt, generated);
+                result.logprob = raw.map(|raw| self.sampler.logprob(&raw, token, top));
+                result.token = Some(token);
+                result.finished = sequence.push(token);
+            }
+        }
+        for (work, result) in batch.live.iter().zip(results) {
+            if !work.sample && let Some(sequence) = self.sequences.get_mut(work.sequence) {
+                result.finished = sequence.end_without_output((work.start + work.tokens) as usize);
+            }
+        }
+    }
+
+    fn finish(&mut self, step: AttentionStep, timing: StepTiming) {
+        let batch = &mut self.batches[step.micro_batch.0 as usize];
+        self.unsent.push(StepReport {
+            worker: self.parts.worker.index,
+            epoch: step.epoch,
+            micro_batch: step.micro_batch,
+            step: step.step,
+            results: std::mem::take(&mut batch.results),
+            timing,
+        });
+        self.send_reports();
+    }
+
+    fn send_reports(&mut self) {
+        while !self.unsent.is_empty() {
+            let report = self.unsent.remove(0);
+            if let Err(report) = (self.parts.report)(report) {
+                self.unsent.insert(0, report);
+                return;
+            }
+        }
+    }
+
+    /// Names whoever keeps a micro-batch waiting: in the log after a second and again at each doubling, to the supervisor at the deadline.
+    fn check_deadlines(&mut self) {
+        let now = self.parts.clock.now();
+        let first = self.next_warning.min(self.parts.peer_deadline);
+        let Some(wait) = self.rally.overdue(now, first).max_by_key(|wait| wait.age) else {
+            self.next_warning = Duration::from_secs(1);
+            return;
+        };
+        if self.halted {
+            return;
+        }
+        let gather = &self.batches[wait.micro_batch.0 as usize].gather;
+        let missing: Vec<WorkerId> = gather.missing().collect();
+        let names: Vec<String> = missing.iter().map(WorkerId::to_string).collect();
+        tracing::warn!(
+            "{} has waited {:.1?} for {} ({}, {}, {})",
+            self.parts.worker, wait.age, names.join(", "), wait.layer, wait.micro_batch, wait.step
+        );
+        self.next_warning = wait.age * 2;
+        if wait.age >= self.parts.peer_deadline && let Some(&peer) = missing.first() {
+            let deadline = self.parts.peer_deadline;
+            self.accuse(peer, format!("it did not answer {} within {deadline:?}", wait.layer));
+        }
+    }
+
+    fn record(&mut self, activity: Activity, micro_batch: MicroBatch, layer: usize, start: Duration) {
+        let Some(step) = self.rally.step(micro_batch) else { return };
+        self.parts.recorder.record(Span {
+            activity,
+            micro_batch,
+            step: step.step,
+            layer: Layer(layer as u16),
+            rows: self.batches[micro_batch.0 as usize].rows as u32,
+            start,
+            end: self.parts.clock.now(),
+        });
+    }
+}
+
+impl SequenceResult {
+    fn empty(sequence: crate::protocol::SequenceId, start: u32) -> Self {
+        SequenceResult {
+            sequence,
+            token: None,
+            logprob: None,
+            prompt_logprobs: Vec::new(),
+            prompt_start: start,
+            finished: None,
+        }
+    }
+
+    fn failed(sequence: crate::protocol::SequenceId, reason: String) -> Self {
+        let finished = Some(FinishReason::Error(reason));
+        SequenceResult { finished, ..SequenceResult::empty(sequence, 0) }
+    }
+}

@@ -1,0 +1,234 @@
+//! A cluster on one machine: a control thread with the actors, and one thread for each worker.
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, System};
+use metrics::{counter, gauge};
+use volley_models::{ModelSpec, ModuleError, WeightSource};
+use volley_transports::{PlacementError, ShapeError, TopologyError, WorkerId};
+
+use crate::clock::Clock;
+use crate::cluster_config::ClusterConfig;
+use crate::expert::ExpertLoad;
+use crate::frontend::{Client, Frontend, Limits};
+use crate::metric_names as names;
+use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
+use crate::supervisor::{Blueprint, LoadProgress, LoadReporter, Shutdown, Supervisor};
+use crate::timeline::Timeline;
+
+/// Experts with a series of their own in the metrics.
+const EXPERT_SERIES_MAX: usize = 256;
+/// Threads of workers get this long to end after the cluster was stopped.
+const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A running cluster. Dropping it stops it without waiting for its requests.
+pub struct Cluster {
+    client: Client,
+    timeline: Timeline,
+    load: Arc<ExpertLoad>,
+    expert_workers: u16,
+    supervisor: Addr<Supervisor>,
+    control: Mutex<Option<JoinHandle<()>>>,
+    published: Mutex<Vec<u64>>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+/// Why a cluster did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterError {
+    /// A number of the configuration is out of range.
+    #[error("{0}")]
+    Config(String),
+    /// A worker could not load its part of the model.
+    #[error("{worker} could not load: {reason}")]
+    Load {
+        /// The worker.
+        worker: WorkerId,
+        /// What it says.
+        reason: String,
+    },
+    /// A worker's thread could not be started.
+    #[error("the thread of {worker} could not be started: {error}")]
+    Thread {
+        /// The worker.
+        worker: WorkerId,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The sizes of a module do not fit.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// Experts cannot be placed.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The exchange between the sides cannot have this shape.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The fabric cannot have this shape.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The control thread could not be started.
+    #[error("the control thread could not be started: {0}")]
+    Control(std::io::Error),
+    /// The control thread ended.
+    #[error("the cluster's control thread ended before the workers had loaded; the log says why")]
+    ControlEnded,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every worker has loaded. `scheduler` takes the place of the shipped one
+    /// ([`FirstCome`]); `progress` hears from the workers' threads how far each has loaded.
+    ///
+    /// # Errors
+    /// When the configuration does not fit the model, or a worker cannot load; nothing is left running then.
+    pub fn start(
+        config: ClusterConfig,
+        weights: Arc<dyn WeightSource>,
+        scheduler: Option<StartScheduler>,
+        progress: Arc<dyn Fn(LoadProgress) + Send + Sync>,
+    ) -> Result<Cluster, ClusterError> {
+        let spec = weights.spec();
+        config.check(spec)?;
+        let shape = config.shape(spec)?;
+        let limits = Limits {
+            context: config.context,
+            vocab: spec.vocab,
+            max_waiting: config.max_waiting,
+        };
+        let topology = shape.topology(config.micro_batches)?;
+        let timeline = Timeline::new(topology.ids(), config.timeline_spans);
+        let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
+        let clock = Clock::start();
+        let expert_workers = config.expert_workers;
+        let blueprint = Blueprint {
+            attention: config.attention_options(),
+            experts: config.expert_options(shape.max_merged()?),
+            shape,
+            clock,
+            timeline: timeline.clone(),
+            load: Arc::clone(&load),
+            progress: LoadReporter(progress),
+            weights,
+            config: config.clone(),
+        };
+        let (built, addresses) = mpsc::channel();
+        let (started, outcome) = mpsc::channel();
+        let control = move || {
+            let system = System::new();
+            let addresses = system.block_on(async move {
+                let scheduler = scheduler.unwrap_or_else(|| first_come(config.prefill_tokens));
+                let frontend = Frontend::new(limits, scheduler, clock).start();
+                let supervisor = Supervisor::new(blueprint, frontend.clone(), started).start();
+                (frontend, supervisor)
+            });
+            let _ = built.send(addresses);
+            if let Err(error) = system.run() {
+                tracing::error!("the cluster's control thread ended: {error}");
+            }
+        };
+        let control = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(control)
+            .map_err(ClusterError::Control)?;
+        let (frontend, supervisor) = addresses.recv().map_err(|_| ClusterError::ControlEnded)?;
+        let cluster = Cluster {
+            client: Client::new(frontend),
+            timeline,
+            load,
+            expert_workers,
+            supervisor,
+            control: Mutex::new(Some(control)),
+            published: Mutex::new(Vec::new()),
+        };
+        outcome.recv().map_err(|_| ClusterError::ControlEnded)??;
+        Ok(cluster)
+    }
+
+    /// The way to hand requests in.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// What the workers did when, if the configuration keeps spans.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Rows computed so far, `[layer][expert]`.
+    pub fn expert_load(&self) -> Vec<Vec<u64>> {
+        self.load.rows()
+    }
+
+    /// Brings the metrics that are not kept up at each event up to date; call it before they are read.
+    pub fn publish_metrics(&self) {
+        let layers = self.load.rows();
+        let experts = layers.first().map_or(0, Vec::len);
+        let total = |expert: usize| layers.iter().map(|layer| layer[expert]).sum::<u64>();
+        let totals: Vec<u64> = (0..experts).map(total).collect();
+
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.resize(experts.min(EXPERT_SERIES_MAX), 0);
+        for (expert, before) in published.iter_mut().enumerate() {
+            let counter = counter!(names::EXPERT_ROWS, "expert" => expert.to_string());
+            counter.increment(totals[expert] - *before);
+            *before = totals[expert];
+        }
+        // As `Placement::even` spreads them: contiguous ranges, the first ones longer by one.
+        let workers = self.expert_workers as usize;
+        let mut rest = totals.as_slice();
+        let loads: Vec<u64> = (0..workers)
+            .map(|worker| {
+                let (mine, others) = rest.split_at(experts / workers + usize::from(worker < experts % workers));
+                rest = others;
+                mine.iter().sum()
+            })
+            .collect();
+        let max = loads.iter().copied().max().unwrap_or(0);
+        let mean = loads.iter().sum::<u64>() as f64 / workers as f64;
+        gauge!(names::EXPERT_BALANCE).set(if max > 0 { mean / max as f64 } else { 1.0 });
+    }
+
+    /// Takes no new requests, lets those under way finish until the deadline, then stops every thread. Requests that are cut off end with an error that says so.
+    /// A second call returns at once.
+    pub fn shutdown(&self, deadline: Duration) {
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(control) = control else { return };
+        let (done, threads) = mpsc::channel();
+        self.supervisor.do_send(Shutdown { deadline, done });
+        let until = Instant::now() + deadline + JOIN_DEADLINE;
+        let threads = threads.recv_timeout(deadline + JOIN_DEADLINE).unwrap_or_default();
+        for thread in threads.into_iter().chain([control]) {
+            let name = thread.thread().name().unwrap_or("worker").to_owned();
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if !thread.is_finished() {
+                tracing::error!("the thread of {name} does not end; it is left behind");
+            } else if thread.join().is_err() {
+                tracing::error!("the thread of {name} panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown(Duration::ZERO);
+    }
+}
+
+/// The shipped scheduler, in the frontend's own thread: it is quick and does not panic.
+fn first_come(prefill_tokens: u32) -> StartScheduler {
+    Box::new(move || {
+        let scheduler = PolicyScheduler::new(FirstCome::new(prefill_tokens));
+        SchedulerActor(scheduler).start().recipient()
+    })
+}

@@ -1,0 +1,89 @@
+//! The thread of a worker: how it is started, told things and mourned.
+//!
+//! A worker is an actor (lifecycle, commands, reports) that owns a *data loop* on a thread of its own: tensors never pass a mailbox, and a computation that
+//! takes milliseconds blocks no actor. The loop polls its endpoint and its inbox, and sleeps when both are empty.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use volley_transports::{Endpoint, Waker, WorkerId};
+
+use crate::placement_map::Grouping;
+
+/// What a data loop is told.
+pub(crate) enum Signal<C> {
+    /// Something of its own.
+    Command(C),
+    /// A new epoch: other lanes, perhaps another placement. What is under way is void.
+    Regroup(Box<dyn Endpoint>, Grouping),
+    /// End.
+    Stop,
+}
+
+/// Why a data loop ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Exit {
+    /// It was told to.
+    Stopped,
+    /// It could not load its module.
+    NotLoaded(String),
+    /// It found something that must not be, or panicked.
+    Failed(String),
+}
+
+/// A thread that runs a data loop, and the way to it.
+pub(crate) struct DataLoop<C> {
+    // Unbounded as a type, bounded by the protocol: at most two steps for each micro-batch and two words for each sequence are ever under way.
+    inbox: mpsc::Sender<Signal<C>>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<C: Send + 'static> DataLoop<C> {
+    /// Starts `body` on a thread named after the worker. `ended` is called on that thread with the reason of its end, panics included.
+    pub(crate) fn start(
+        worker: WorkerId,
+        endpoint: Box<dyn Endpoint>,
+        body: impl FnOnce(Box<dyn Endpoint>, mpsc::Receiver<Signal<C>>) -> Exit + Send + 'static,
+        ended: impl FnOnce(Exit) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let waker = endpoint.waker();
+        let (inbox, receiver) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(worker.to_string()).spawn(move || {
+            // What the loop owned is dropped by the unwinding, so its peers see it close.
+            let exit = catch_unwind(AssertUnwindSafe(|| body(endpoint, receiver)));
+            ended(exit.unwrap_or_else(|panic| Exit::Failed(panic_text(panic.as_ref()))));
+        })?;
+        Ok(DataLoop { inbox, waker, thread: Some(thread) })
+    }
+
+    /// Tells the loop something. A loop that has ended hears nothing: whoever started it was told of its end.
+    pub(crate) fn command(&self, command: C) {
+        self.signal(Signal::Command(command));
+    }
+
+    /// Moves the loop to new lanes.
+    pub(crate) fn regroup(&mut self, endpoint: Box<dyn Endpoint>, grouping: Grouping) {
+        let waker = std::mem::replace(&mut self.waker, endpoint.waker());
+        let _ = self.inbox.send(Signal::Regroup(endpoint, grouping));
+        waker.wake();
+    }
+
+    fn signal(&self, signal: Signal<C>) {
+        let _ = self.inbox.send(signal);
+        self.waker.wake();
+    }
+
+    /// Asks the loop to end and returns its thread.
+    pub(crate) fn stop(&mut self) -> Option<JoinHandle<()>> {
+        self.signal(Signal::Stop);
+        self.thread.take()
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("it panicked: {}", text.as_deref().unwrap_or("no message"))
+}

@@ -1,0 +1,227 @@
+//! The expert worker's thread: collects dispatches, computes experts, sends the outputs back.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use volley_models::{ComputeType, ExpertModule, ModelSpec};
+use volley_transports::{
+    Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Rows, RowsMut, Status,
+    StepKey, Times, WorkerId,
+};
+
+use super::load::ExpertLoad;
+use crate::clock::Clock;
+use crate::data_loop::{Exit, Signal};
+use crate::placement_map::Grouping;
+use crate::timeline::{Activity, Recorder, Span};
+
+/// Longest sleep of an idle loop, so that deadlines are looked at.
+const IDLE_WAIT: Duration = Duration::from_millis(100);
+
+/// What an expert worker's loop is made from.
+pub(crate) struct ExpertParts {
+    pub(crate) worker: WorkerId,
+    pub(crate) module: ExpertModule,
+    /// Global ids of the experts it holds, by local index.
+    pub(crate) experts: Vec<u16>,
+    pub(crate) spec: ModelSpec,
+    pub(crate) dtype: ComputeType,
+    pub(crate) shape: ExchangeShape,
+    pub(crate) micro_batches: u8,
+    pub(crate) clock: Clock,
+    pub(crate) recorder: Recorder,
+    pub(crate) load: Arc<ExpertLoad>,
+    /// Told of peers that are gone or wrong.
+    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
+}
+
+/// An expert worker takes no commands of its own.
+pub(crate) enum ExpertCommand {}
+
+/// See the module.
+pub(crate) struct ExpertLoop {
+    parts: ExpertParts,
+    grouping: Grouping,
+    endpoint: Box<dyn Endpoint>,
+    inbox: mpsc::Receiver<Signal<ExpertCommand>>,
+    rounds: Vec<Round>,
+    /// Micro-batches whose dispatches are all in, in order of their completion.
+    ready: VecDeque<MicroBatch>,
+    x: Batch,
+    y: Vec<f32>,
+    next_warning: Duration,
+}
+
+struct Round {
+    merge: Merge,
+    /// When its first dispatch came.
+    began: Option<Duration>,
+}
+
+/// The grouped rows, in the type that the module computes with.
+enum Batch {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+/// Something that ends the loop: this worker is at fault, not a peer.
+type Fatal = String;
+
+impl ExpertLoop {
+    pub(crate) fn new(
+        parts: ExpertParts,
+        grouping: Grouping,
+        endpoint: Box<dyn Endpoint>,
+        inbox: mpsc::Receiver<Signal<ExpertCommand>>,
+    ) -> Result<Self, Fatal> {
+        let shape = parts.shape;
+        let size = shape.max_merged().map_err(|error| error.to_string())? as usize * shape.hidden as usize;
+        let mut this = ExpertLoop {
+            rounds: Vec::new(),
+            ready: VecDeque::with_capacity(parts.micro_batches as usize),
+            x: match parts.dtype {
+                ComputeType::F32 => Batch::F32(vec![0.0; size]),
+                ComputeType::Bf16 => Batch::Bf16(vec![0; size]),
+            },
+            y: vec![0.0; size],
+            next_warning: Duration::from_secs(1),
+            grouping,
+            endpoint,
+            inbox,
+            parts,
+        };
+        this.rounds = this.fresh_rounds()?;
+        Ok(this)
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self) -> Exit {
+        match self.serve() {
+            Ok(()) => Exit::Stopped,
+            Err(fatal) => Exit::Failed(fatal),
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), Fatal> {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Signal::Command(command)) => match command {},
+                Ok(Signal::Regroup(endpoint, grouping)) => {
+                    self.endpoint = endpoint;
+                    self.grouping = grouping;
+                    self.ready.clear();
+                    self.rounds = self.fresh_rounds()?;
+                }
+                Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                Err(mpsc::TryRecvError::Empty) => {}
+            }
+            while let Some(event) = self.endpoint.poll() {
+                match event {
+                    Event::Arrived { lane, .. } => self.arrived(lane),
+                    Event::Lost { peer, reason } => {
+                        self.rounds.iter_mut().for_each(|round| round.merge.lose(peer.index));
+                        (self.parts.accuse)(self.grouping.epoch, peer, reason.to_string());
+                    }
+                }
+            }
+            if let Some(micro_batch) = self.ready.pop_front() {
+                self.compute(micro_batch)?;
+                continue;
+            }
+            self.check_deadlines();
+            self.parts.recorder.flush();
+            self.endpoint.wait(IDLE_WAIT);
+        }
+    }
+
+    fn fresh_rounds(&self) -> Result<Vec<Round>, Fatal> {
+        let parts = &self.parts;
+        let locals = self.grouping.placement.max_local_experts(parts.worker.index);
+        (0..parts.micro_batches)
+            .map(|index| {
+                let merge = Merge::new(parts.shape, parts.worker.index, MicroBatch(index), locals);
+                Ok(Round { merge: merge.map_err(|error| error.to_string())?, began: None })
+            })
+            .collect()
+    }
+
+    fn arrived(&mut self, lane: Lane) {
+        let round = &mut self.rounds[lane.micro_batch.0 as usize];
+        round.began.get_or_insert_with(|| self.parts.clock.now());
+        match round.merge.arrived(&mut *self.endpoint, &self.grouping.placement, lane) {
+            Ok(Arrival::Ready(_)) => self.ready.push_back(lane.micro_batch),
+            Ok(_) => {}
+            Err(error) => {
+                let peer = volley_transports::Role::Attention.worker(lane.peer);
+                (self.parts.accuse)(self.grouping.epoch, peer, error.to_string());
+            }
+        }
+    }
+
+    fn compute(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
+        let start = self.parts.clock.now();
+        let round = &mut self.rounds[micro_batch.0 as usize];
+        let queued = start.saturating_sub(round.began.take().unwrap_or(start));
+        let mut x = match &mut self.x {
+            Batch::F32(x) => RowsMut::F32(x),
+            Batch::Bf16(x) => RowsMut::Bf16(x),
+        };
+        let groups = round.merge.groups(&*self.endpoint, &mut x).map_err(|error| error.to_string())?;
+        let (key, total) = (groups.key, groups.total() as usize);
+        let layer = key.layer.0 as usize;
+        let size = total * self.parts.spec.hidden;
+        let x = match &self.x {
+            Batch::F32(x) => volley_models::Rows::F32(&x[..size]),
+            Batch::Bf16(x) => volley_models::Rows::Bf16(&x[..size]),
+        };
+        let y = &mut self.y[..size];
+        if let Err(error) = self.parts.module.forward(layer, groups.offsets, x, y) {
+            tracing::error!("{}: {key}: {error}", self.parts.worker);
+            let answered = round.merge.abandon(&mut *self.endpoint, Status::Failed);
+            return answered.map(drop).map_err(|error| error.to_string());
+        }
+        for (local, range) in groups.offsets.windows(2).enumerate() {
+            let expert = self.parts.experts[local];
+            self.parts.load.count(layer, expert, range[1] - range[0]);
+        }
+        let computed = self.parts.clock.now().saturating_sub(start);
+        let times = Times {
+            queued_ns: queued.as_nanos() as u64,
+            compute_ns: computed.as_nanos() as u64,
+        };
+        let responded = round.merge.respond(&mut *self.endpoint, Rows::F32(y), times);
+        responded.map_err(|error| error.to_string())?;
+        self.record(key, total as u32, start);
+        Ok(())
+    }
+
+    /// Names the participants that keep a round open.
+    fn check_deadlines(&mut self) {
+        let now = self.parts.clock.now();
+        let mut waiting = false;
+        for round in &self.rounds {
+            let (Some(began), Some(key)) = (round.began, round.merge.key()) else { continue };
+            let age = now.saturating_sub(began);
+            if age <= self.next_warning {
+                continue;
+            }
+            waiting = true;
+            let names: Vec<String> = round.merge.missing().map(|worker| worker.to_string()).collect();
+            tracing::warn!("{} has waited {age:.1?} for {} ({key})", self.parts.worker, names.join(", "));
+        }
+        self.next_warning = if waiting { self.next_warning * 2 } else { Duration::from_secs(1) };
+    }
+
+    fn record(&mut self, key: StepKey, rows: u32, start: Duration) {
+        self.parts.recorder.record(Span {
+            activity: Activity::Experts,
+            micro_batch: key.micro_batch,
+            step: key.step,
+            layer: key.layer,
+            rows,
+            start,
+            end: self.parts.clock.now(),
+        });
+    }
+}

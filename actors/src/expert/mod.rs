@@ -1,0 +1,8 @@
+//! The expert worker: holds a share of every layer's experts and no state of any request.
+
+mod actor;
+mod data_loop;
+mod load;
+
+pub(crate) use actor::{ExpertWorker, ExpertWorkerSetup};
+pub use load::ExpertLoad;

@@ -1,0 +1,43 @@
+//! Who does what when: attention workers, expert workers, schedulers and the frontend as actors around pure step logic.
+//!
+//! What decides is plain state machines that take events and the time and return actions ([`Ledger`], [`View`] and the
+//! [`Scheduler`]s, [`Rally`]): no clock, no threads, no sockets. What executes is thin: actors for control, one data loop for each worker.
+//! [`Cluster::start`] puts them together on one machine; [`Client::submit`] asks it for tokens.
+//!
+//! To write a scheduler of your own, begin at [`protocol`] and [`Policy`].
+
+mod attention;
+mod clock;
+mod cluster;
+mod cluster_config;
+mod data_loop;
+mod expert;
+mod frontend;
+pub mod metric_names;
+mod placement_map;
+pub mod protocol;
+mod request;
+mod scheduler;
+mod supervisor;
+mod timeline;
+
+pub use attention::{LOGPROBS_MAX, Rally, Sampler, Sequence, SequenceError, Sequences, Task, Wait};
+pub use clock::Clock;
+pub use cluster::{Cluster, ClusterError};
+pub use cluster_config::{Bytes, ClusterConfig, MemoryPlan};
+pub use expert::ExpertLoad;
+pub use frontend::{
+    AttentionStatus, Client, Ledger, Limits, Output, OverdueStep, RequestStream, Status, Totals,
+};
+pub use request::{
+    FinishReason, Request, RequestEvent, Sampling, SamplingError, SubmitError, TokenLogprob,
+};
+pub use scheduler::{
+    Accepted, AcceptedWork, Consult, FirstCome, Policy, PolicyScheduler, Scheduler, SchedulerActor,
+    SchedulerHandle, SequenceView, StartScheduler, View, WorkerView, scheduler,
+};
+pub use supervisor::LoadProgress;
+pub use timeline::{Activity, Recorder, Span, Timeline};
+
+/// Messages that an actor's mailbox holds before its senders have to wait.
+const MAILBOX_CAPACITY: usize = 4096;

@@ -1,0 +1,1 @@
+//! The header reader against damaged files and against the `safetensors` crate.

@@ -1,0 +1,2 @@
+//! What each key means, wherever our reading could differ from transformers'.
+use super::*;
