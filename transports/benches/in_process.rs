@@ -7,7 +7,11 @@
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use volley_transports::{Endpoint, Event, InProcess, InProcessFabric, Lane, MicroBatch, Topology};
+use volley_transports::{
+    Arrival, Element, Endpoint, Epoch, Event, ExchangeShape, Gather, InProcess, InProcessFabric,
+    Lane, Layer, Merge, MicroBatch, Participants, Placement, Rows, RowsMut, Scatter, Step, StepKey,
+    Times, Topology,
+};
 
 const SIZES: [usize; 5] = [256, 4 << 10, 64 << 10, 512 << 10, 4 << 20];
 const GRIDS: [(u16, u16); 4] = [(1, 1), (2, 2), (2, 4), (4, 4)];
@@ -38,6 +42,87 @@ fn many_to_many(criterion: &mut Criterion) {
                 bencher.iter_custom(|rounds| rally(attention, experts, 2, BYTES, rounds));
             },
         );
+    }
+    group.finish();
+}
+
+/// What the exchange itself costs, on one thread without any computation: 64 rows of 2,048 elements to the top 4 of 16
+/// experts on two workers and back. Every row is copied twice out, and its four outputs once into the frame.
+fn exchange(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("exchange_64x2048_top4");
+    for element in [Element::F32, Element::Bf16] {
+        let shape = ExchangeShape {
+            attention_workers: 1,
+            expert_workers: 2,
+            max_rows: 64,
+            hidden: 2048,
+            top_k: 4,
+            element,
+        };
+        group.bench_function(format!("{element:?}"), |bencher| {
+            let mut ends =
+                InProcessFabric::build(shape.topology(1).expect("a shape")).expect("a topology");
+            let mut experts = ends.split_off(1);
+            let attention = &mut ends[0];
+            let batch = MicroBatch(0);
+            let placement = Placement::even(Epoch(0), 16, 2).expect("a placement");
+            let mut scatter = Scatter::new(shape).expect("a shape");
+            let mut gather = Gather::new(shape, batch).expect("a shape");
+            let mut merges = [0, 1].map(|me| Merge::new(shape, me, batch, 8).expect("a shape"));
+            let mut x = vec![0.0; 64 * 4 * 2048];
+            let (rows, weights) = (vec![0.5; 64 * 2048], vec![0.25; 64 * 4]);
+            let ids = (0..64 * 4)
+                .map(|at: u16| (at / 4 * 5 + at % 4 * 3) % 16)
+                .collect::<Vec<_>>();
+            let mut out = vec![0.0; 64 * 2048];
+            let everyone = Participants::all(1);
+            let mut step = 0;
+            bencher.iter(|| {
+                step += 1;
+                let key = StepKey {
+                    epoch: Epoch(0),
+                    step: Step(step),
+                    layer: Layer(0),
+                    micro_batch: batch,
+                };
+                scatter
+                    .write(
+                        attention,
+                        &placement,
+                        key,
+                        &everyone,
+                        Rows::F32(&rows),
+                        &ids,
+                        &weights,
+                        &mut gather,
+                    )
+                    .expect("a dispatch");
+                for (end, merge) in experts.iter_mut().zip(&mut merges) {
+                    let Some(Event::Arrived { lane, .. }) = end.poll() else {
+                        panic!("no dispatch")
+                    };
+                    assert_eq!(
+                        merge.arrived(end, &placement, lane),
+                        Ok(Arrival::Ready(key))
+                    );
+                    merge
+                        .groups(end, &mut RowsMut::F32(&mut x))
+                        .expect("a batch");
+                    merge
+                        .respond(end, Rows::F32(&x), Times::default())
+                        .expect("answers");
+                }
+                while let Some(Event::Arrived { lane, .. }) = attention.poll() {
+                    gather
+                        .add(
+                            lane.peer,
+                            attention.received(lane).expect("a lane that came back"),
+                        )
+                        .expect("outputs");
+                }
+                gather.combine(attention, &mut out).expect("all outputs");
+            });
+        });
     }
     group.finish();
 }
@@ -132,5 +217,5 @@ fn short() -> Criterion {
         .sample_size(15)
 }
 
-criterion_group! { name = benches; config = short(); targets = round_trip, many_to_many }
+criterion_group! { name = benches; config = short(); targets = round_trip, many_to_many, exchange }
 criterion_main!(benches);

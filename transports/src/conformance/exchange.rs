@@ -215,8 +215,9 @@ impl Game {
     fn participants(&self, step: u64, batch: MicroBatch) -> Participants {
         let workers = self.shape.attention_workers;
         let mut set = Participants::none(workers);
-        let takes_part =
-            |&worker: &u16| mix(step << 24 | u64::from(batch.0) << 16 | u64::from(worker)) % 4 != 0;
+        let takes_part = |&worker: &u16| {
+            !mix(step << 24 | u64::from(batch.0) << 16 | u64::from(worker)).is_multiple_of(4)
+        };
         (0..workers)
             .filter(takes_part)
             .for_each(|worker| set.insert(worker));

@@ -168,7 +168,11 @@ impl Merge {
             _ => {}
         }
         if self.round.is_some_and(|round| round.epoch < epoch) {
-            self.abandon(endpoint, Status::Stale)?;
+            let given_up = self.abandon(endpoint, Status::Stale);
+            if let Err(error) = given_up {
+                set_bit(&mut self.early, lane.peer);
+                return Err(error);
+            }
         }
         match self.join(endpoint.received(lane)?, placement, lane.peer) {
             Ok(arrival) => {
@@ -200,7 +204,8 @@ impl Merge {
         self.round.is_some() && self.missing == 0
     }
 
-    /// The participants of the round that have not sent: what a log line on a missed deadline names.
+    /// The participants of the round that have not sent: what a log line on a missed deadline names. If one of them is
+    /// lost the round never gets ready: [`abandon`](Self::abandon) it.
     pub fn missing(&self) -> impl Iterator<Item = WorkerId> + '_ {
         let missing = bits(&self.participants).filter(|&worker| !bit(&self.arrived, worker));
         missing
