@@ -8,8 +8,18 @@
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
 
+mod dtype;
+pub mod kernels;
+mod kv_cache;
+mod memory;
 mod spec;
+#[cfg(test)]
+mod testing;
 mod weights;
+
+pub use dtype::ComputeType;
+pub use kernels::{InstructionSet, Isa, UnsupportedIsa};
+pub use memory::{MemoryEstimate, ModuleError, Progress};
 
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
