@@ -8,16 +8,22 @@
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
 
+mod attention;
 mod dtype;
+mod expert;
+mod ffn;
 pub mod kernels;
 mod kv_cache;
 mod memory;
+pub mod reference;
 mod spec;
 #[cfg(test)]
 mod testing;
 mod weights;
 
+pub use attention::{Activations, AttentionModule, AttentionOptions, SequenceSlice};
 pub use dtype::ComputeType;
+pub use expert::{ExpertModule, ExpertOptions};
 pub use kernels::{InstructionSet, Isa, UnsupportedIsa};
 pub use memory::{MemoryEstimate, ModuleError, Progress};
 

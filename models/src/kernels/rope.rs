@@ -4,10 +4,13 @@
 //! rounding is the one the checkpoints are used with. Cosine and sine of that angle are exact to f32.
 
 use std::f64::consts::PI;
+use std::ops::Range;
 
 use crate::spec::{Rope, RopeScaling};
 
-use super::simd::Simd;
+use super::Isa;
+use super::norm::rms_norm_in_place;
+use super::simd::{Kernel, Simd};
 
 /// Cosines and sines of every position and frequency.
 #[derive(Debug)]
@@ -40,9 +43,28 @@ impl RopeTable {
         positions.checked_mul(head_dim)?.checked_mul(4)
     }
 
+    /// Turns the heads in `columns` of every row of `x` (`[positions.len(), stride]`) to the row's position, each first RMS-normalised if a weight
+    /// `[head_dim]` and an epsilon are given.
+    ///
+    /// # Panics
+    /// When the columns are not heads of the rows, or a position is not in the table.
+    pub fn turn_heads(
+        &self,
+        isa: Isa,
+        x: &mut [f32],
+        stride: usize,
+        columns: Range<usize>,
+        positions: &[u32],
+        norm: Option<(&[f32], f32)>,
+    ) {
+        assert_eq!(x.len(), positions.len() * stride);
+        assert!(columns.len().is_multiple_of(2 * self.half));
+        isa.run(TurnHeads { table: self, x, stride, columns, positions, norm });
+    }
+
     /// Turns one head where it stands.
     #[inline(always)]
-    pub(crate) fn turn<S: Simd>(&self, s: S, x: &mut [f32], position: usize) {
+    fn turn<S: Simd>(&self, s: S, x: &mut [f32], position: usize) {
         let row = &self.data[position * 2 * self.half..][..2 * self.half];
         let (cos, rest_cos) = row[..self.half].as_chunks::<16>();
         let (sin, rest_sin) = row[self.half..].as_chunks::<16>();
@@ -59,6 +81,32 @@ impl RopeTable {
             let (a, b) = (rest_low[i], rest_high[i]);
             rest_low[i] = a * rest_cos[i] - b * rest_sin[i];
             rest_high[i] = b * rest_cos[i] + a * rest_sin[i];
+        }
+    }
+}
+
+struct TurnHeads<'a> {
+    table: &'a RopeTable,
+    x: &'a mut [f32],
+    stride: usize,
+    columns: Range<usize>,
+    positions: &'a [u32],
+    norm: Option<(&'a [f32], f32)>,
+}
+
+impl Kernel for TurnHeads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.x.chunks_exact_mut(self.stride);
+        for (row, position) in rows.zip(self.positions) {
+            for head in row[self.columns.clone()].chunks_exact_mut(2 * self.table.half) {
+                if let Some((weight, eps)) = self.norm {
+                    rms_norm_in_place(s, head, weight, eps);
+                }
+                self.table.turn(s, head, *position as usize);
+            }
         }
     }
 }
