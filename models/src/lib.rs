@@ -8,13 +8,21 @@
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
 
+mod chat;
 mod checkpoint;
 mod config;
 mod dummy;
+#[doc(hidden)]
+pub mod fuzz;
 mod model_dir;
 mod spec;
+mod tokenizer;
 mod weights;
 
+pub use chat::{
+    ChatContent, ChatError, ChatMessage, ChatOptions, ChatPart, ChatTemplate, FUEL,
+    OUTPUT_BYTES_MAX,
+};
 pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
@@ -26,6 +34,7 @@ pub use model_dir::{
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };
+pub use tokenizer::{Detokenizer, Tokenizer, TokenizerError};
 pub use weights::{
     DenseTensor, ElementType, ExpertTensor, MatrixView, TensorId, WeightError, WeightSource,
 };
