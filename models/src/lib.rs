@@ -9,6 +9,7 @@
 //! each of them once more in plain candle, and the tests hold one against the other.
 
 mod attention;
+mod chat;
 mod checkpoint;
 mod config;
 mod dtype;
@@ -18,14 +19,21 @@ mod ffn;
 pub mod kernels;
 mod kv_cache;
 mod memory;
+#[doc(hidden)]
+pub mod fuzz;
 mod model_dir;
 pub mod reference;
 mod spec;
 #[cfg(test)]
 mod testing;
+mod tokenizer;
 mod weights;
 
 pub use attention::{Activations, AttentionModule, AttentionOptions, SequenceSlice};
+pub use chat::{
+    ChatContent, ChatError, ChatMessage, ChatOptions, ChatPart, ChatTemplate, FUEL,
+    OUTPUT_BYTES_MAX,
+};
 pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
@@ -42,6 +50,7 @@ pub use model_dir::{
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };
+pub use tokenizer::{Detokenizer, Tokenizer, TokenizerError};
 pub use weights::{
     DenseTensor, ElementType, ExpertTensor, MatrixView, TensorId, WeightError, WeightSource,
 };

@@ -1,10 +1,10 @@
 //! A timeline read back: for each step of each micro-batch, how long both sides computed, and what the ball waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use volley_actors::{Activity, Span};
-use volley_transports::{Role, WorkerId};
+use volley_transports::{Layer, Role, WorkerId};
 
 /// One step of one micro-batch. Sums over its layers; of several workers of a side, the slowest in each layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +37,21 @@ pub fn steps(timeline: &[(WorkerId, Vec<Span>)]) -> Vec<Rally> {
             spans.entry((span.step.0, span.micro_batch.0)).or_default().push((*worker, *span));
         }
     }
-    let layers = timeline.iter().flat_map(|(_, list)| list).map(|span| span.layer).max();
+    // Dense layers have no span of their own: they belong to the next stage on the attention side.
+    let layers: BTreeSet<_> = spans.values().flatten().filter_map(|(_, span)| attention_layer(span)).collect();
     spans
         .into_iter()
         .filter(|(_, spans)| {
             let sampled = spans.iter().any(|(_, span)| span.activity == Activity::Sample);
-            let has = |layer: u16| spans.iter().any(|(_, span)| span.layer.0 == layer);
-            sampled && layers.is_some_and(|last| (0..=last.0).all(has))
+            let own: BTreeSet<_> = spans.iter().filter_map(|(_, span)| attention_layer(span)).collect();
+            sampled && own == layers
         })
         .map(|((step, micro_batch), spans)| rally(step, micro_batch, &spans, timeline))
         .collect()
+}
+
+fn attention_layer(span: &Span) -> Option<Layer> {
+    (span.activity == Activity::Attention).then_some(span.layer)
 }
 
 fn rally(step: u64, micro_batch: u8, spans: &[(WorkerId, Span)], timeline: &[(WorkerId, Vec<Span>)]) -> Rally {
@@ -114,7 +119,7 @@ fn busy(timeline: &[(WorkerId, Vec<Span>)], worker: WorkerId, from: Duration, un
 
 #[cfg(test)]
 mod tests {
-    use volley_transports::{Layer, MicroBatch, Step};
+    use volley_transports::{MicroBatch, Step};
 
     use super::*;
 
@@ -183,11 +188,11 @@ mod tests {
 
     #[test]
     fn a_step_whose_beginning_was_dropped_is_left_out() {
-        use Activity::{Experts, Sample};
-        let timeline = [
-            (Role::Attention.worker(0), vec![span(Sample, 0, 1, 30, 31)]),
-            (Role::Expert.worker(0), vec![span(Experts, 0, 1, 10, 20)]),
-        ];
-        assert_eq!(steps(&timeline), []);
+        use Activity::{Attention, Experts, Sample};
+        let attention = vec![span(Sample, 0, 1, 30, 31), span(Attention, 1, 0, 40, 50), span(Sample, 1, 1, 70, 71)];
+        let experts = vec![span(Experts, 0, 0, 10, 20), span(Experts, 1, 0, 55, 60)];
+        let timeline = [(Role::Attention.worker(0), attention), (Role::Expert.worker(0), experts)];
+        let whole: Vec<_> = steps(&timeline).iter().map(|step| step.micro_batch).collect();
+        assert_eq!(whole, [1]);
     }
 }
