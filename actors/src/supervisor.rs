@@ -55,7 +55,7 @@ impl LoadReporter {
     pub(crate) fn of(&self, worker: WorkerId) -> impl FnMut(volley_models::Progress) {
         let report = Arc::clone(&self.0);
         move |progress| {
-            let (done_bytes, total_bytes) = (progress.done_bytes, progress.total_bytes);
+            let (done_bytes, total_bytes) = (progress.packed_bytes as u64, progress.total_bytes as u64);
             report(LoadProgress { worker, done_bytes, total_bytes });
         }
     }

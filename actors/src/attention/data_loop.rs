@@ -243,7 +243,7 @@ impl AttentionLoop {
             }
             layer += 1;
         }
-        self.sample(task.micro_batch);
+        self.sample(task.micro_batch)?;
         self.record(Activity::Sample, task.micro_batch, layer, start);
         let rows = self.batches[index].rows as u32;
         let now = self.parts.clock.now();
@@ -309,7 +309,7 @@ impl AttentionLoop {
         let key = StepKey { epoch: self.grouping.epoch, step: step.step, layer, micro_batch };
         let rows = match self.parts.dtype {
             ComputeType::F32 => Rows::F32(batch.activations.ffn_input()),
-            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16()),
+            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16().unwrap_or(&[])),
         };
         let written = self.scatter.write(
             &mut *self.endpoint,
@@ -325,7 +325,7 @@ impl AttentionLoop {
     }
 
     /// Computes the logits that the step calls for, and from them tokens and log-probabilities.
-    fn sample(&mut self, micro_batch: MicroBatch) {
+    fn sample(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
         let batch = &mut self.batches[micro_batch.0 as usize];
         let vocab = self.parts.spec.vocab;
         // (row, index into `live`, position whose token's logits these are)
@@ -352,7 +352,8 @@ impl AttentionLoop {
                 *slot = *row;
             }
             let logits = &mut self.logits[..wanted.len() * vocab];
-            self.parts.module.logits(&mut batch.activations, &rows[..wanted.len()], logits);
+            let computed = self.parts.module.logits(&batch.activations, &rows[..wanted.len()], logits);
+            computed.map_err(|error| error.to_string())?;
             for (logits, &(_, index, position)) in logits.chunks_exact_mut(vocab).zip(wanted) {
                 let work = &batch.live[index];
                 let Some(sequence) = self.sequences.get_mut(work.sequence) else { continue };
@@ -382,6 +383,7 @@ impl AttentionLoop {
                 result.finished = sequence.end_without_output((work.start + work.tokens) as usize);
             }
         }
+        Ok(())
     }
 
     fn finish(&mut self, step: AttentionStep, timing: StepTiming) {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use volley_models::{ComputeType, ExpertModule, ModelSpec};
+use volley_models::{ComputeType, ExpertModule, ModelSpec, kernels};
 use volley_transports::{
     Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Rows, RowsMut, Status,
     StepKey, Times, WorkerId,
@@ -172,8 +172,8 @@ impl ExpertLoop {
         let layer = key.layer.0 as usize;
         let size = total * self.parts.spec.hidden;
         let x = match &self.x {
-            Batch::F32(x) => volley_models::Rows::F32(&x[..size]),
-            Batch::Bf16(x) => volley_models::Rows::Bf16(&x[..size]),
+            Batch::F32(x) => kernels::Rows::F32(&x[..size]),
+            Batch::Bf16(x) => kernels::Rows::Bf16(&x[..size]),
         };
         let y = &mut self.y[..size];
         if let Err(error) = self.parts.module.forward(layer, groups.offsets, x, y) {

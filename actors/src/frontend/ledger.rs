@@ -311,6 +311,11 @@ impl Ledger {
         self.steps.clear();
         self.membership = membership.clone();
         self.pending.push_back(SchedulerEvent::MembershipChanged(membership));
+        // A step that is void may have ended sequences and given others tokens: the books begin anew with what the records know.
+        self.pending.extend(self.records.iter().map(|(&sequence, record)| match record.closed {
+            true => SchedulerEvent::Cancel(sequence),
+            false => SchedulerEvent::Submit(record.submit(sequence)),
+        }));
     }
 
     /// Prepares for a scheduler that was started anew: it will be told all there is to know. Call it when no step is under way.
@@ -320,9 +325,6 @@ impl Ledger {
             self.enter(&event);
         }
         self.reset(self.membership.clone());
-        let live = self.records.iter().filter(|(_, record)| !record.closed);
-        let submits = live.map(|(&sequence, record)| SchedulerEvent::Submit(record.submit(sequence)));
-        self.pending.extend(submits);
     }
 
     /// Takes no new requests from now on.

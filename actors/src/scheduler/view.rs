@@ -38,8 +38,6 @@ pub struct WorkerView {
 /// A sequence in the books.
 #[derive(Debug, Clone)]
 pub struct SequenceView {
-    /// Tokens whose values are known.
-    pub known: u32,
     /// Tokens whose values will be known when the steps under way have ended, if it does not end before.
     pub length: u32,
     /// Tokens whose keys and values will then be in the cache.
@@ -82,8 +80,6 @@ struct Planned {
     work: Work,
     /// Where its first token stands.
     start: u32,
-    /// Whether it reaches the end of what is known and samples.
-    samples: bool,
 }
 
 /// An accepted piece of work with what the books know of it.
@@ -151,7 +147,6 @@ impl View {
         self.sequences.insert(
             submit.sequence,
             SequenceView {
-                known: submit.length,
                 length: submit.length,
                 computed: 0,
                 limit: submit.limit,
@@ -176,7 +171,7 @@ impl View {
         self.leave_if_ended(id)
     }
 
-    /// Replaces the workers. Everything under way is void and every sequence waits.
+    /// Begins anew with these workers and no sequences.
     pub fn membership(&mut self, membership: &Membership) {
         self.workers = membership
             .attention
@@ -188,16 +183,8 @@ impl View {
             })
             .collect();
         self.in_flight = vec![VecDeque::new(); membership.micro_batches as usize];
-        self.sequences.retain(|_, sequence| !sequence.ended);
-        for (&id, sequence) in &mut self.sequences {
-            sequence.length = sequence.known;
-            sequence.computed = 0;
-            sequence.blocks = 0;
-            sequence.worker = None;
-            sequence.in_flight = 0;
-            sequence.micro_batch = None;
-            self.waiting.insert(id);
-        }
+        self.sequences.clear();
+        self.waiting.clear();
     }
 
     /// Checks a plan and enters what of it can be carried out.
@@ -246,7 +233,7 @@ impl View {
             let planned = accepted
                 .work
                 .iter()
-                .map(|a| Planned { work: a.work, start: a.start, samples: a.samples })
+                .map(|a| Planned { work: a.work, start: a.start })
                 .collect();
             self.in_flight[micro_batch].push_back(planned);
         }
@@ -265,8 +252,7 @@ impl View {
         };
         for outcome in &done.outcomes {
             if let Some(sequence) = self.sequences.get_mut(&outcome.sequence) {
-                sequence.known += u32::from(outcome.sampled);
-                sequence.ended |= outcome.finished.is_some();
+                    sequence.ended |= outcome.finished.is_some();
             }
         }
         let mut left = Vec::new();
