@@ -15,7 +15,7 @@ use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
-use crate::supervisor::{Blueprint, LoadProgress, LoadReporter, Shutdown, Supervisor};
+use crate::supervisor::{Blueprint, CrashWorker, LoadProgress, LoadReporter, Shutdown, Supervisor};
 use crate::timeline::Timeline;
 
 /// Experts with a series of their own in the metrics.
@@ -194,6 +194,12 @@ impl Cluster {
         let max = loads.iter().copied().max().unwrap_or(0);
         let mean = loads.iter().sum::<u64>() as f64 / workers as f64;
         gauge!(names::EXPERT_BALANCE).set(if max > 0 { mean / max as f64 } else { 1.0 });
+    }
+
+    /// Makes a worker's thread panic, to try out what a failure does: the worker is rebuilt, and every request goes on. An unknown worker is
+    /// ignored.
+    pub fn crash(&self, worker: WorkerId) {
+        self.supervisor.do_send(CrashWorker(worker));
     }
 
     /// Takes no new requests, lets those under way finish until the deadline, then stops every thread. Requests that are cut off end with an error that says so.

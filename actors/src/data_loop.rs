@@ -17,6 +17,8 @@ pub(crate) enum Signal<C> {
     Command(C),
     /// A new epoch: other lanes, perhaps another placement. What is under way is void.
     Regroup(Box<dyn Endpoint>, Grouping),
+    /// Panic, as a defect would make it: for trying out what a failure does.
+    Crash,
     /// End.
     Stop,
 }
@@ -68,6 +70,11 @@ impl<C: Send + 'static> DataLoop<C> {
         let waker = std::mem::replace(&mut self.waker, endpoint.waker());
         let _ = self.inbox.send(Signal::Regroup(endpoint, grouping));
         waker.wake();
+    }
+
+    /// Makes the loop panic.
+    pub(crate) fn crash(&self) {
+        self.signal(Signal::Crash);
     }
 
     fn signal(&self, signal: Signal<C>) {

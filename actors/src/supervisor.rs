@@ -356,6 +356,23 @@ pub(crate) struct Regroup {
     pub(crate) grouping: Grouping,
 }
 
+/// Panic, as a defect would make it. To the supervisor: make this worker do so.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct CrashWorker(pub(crate) WorkerId);
+
+impl Handler<CrashWorker> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: CrashWorker, _: &mut Self::Context) {
+        let index = message.0.index;
+        match message.0.role {
+            Role::Attention => self.attention.get(&index).map(|seat| seat.addr.do_send(message)),
+            Role::Expert => self.experts.get(&index).map(|seat| seat.addr.do_send(message)),
+        };
+    }
+}
+
 /// End; the answer is the thread to wait for.
 #[derive(Message)]
 #[rtype(result = "Option<JoinHandle<()>>")]

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::data_loop::{DataLoop, Exit};
 use crate::placement_map::Grouping;
 use crate::protocol::{AttentionCommand, StepReport};
-use crate::supervisor::{Accused, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
+use crate::supervisor::{Accused, CrashWorker, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
 use crate::timeline::Timeline;
 
 /// What an attention worker is built from, again after each loss.
@@ -117,6 +117,14 @@ impl Handler<Regroup> for AttentionWorker {
 
     fn handle(&mut self, message: Regroup, _: &mut Self::Context) {
         self.data_loop.regroup(message.endpoint, message.grouping);
+    }
+}
+
+impl Handler<CrashWorker> for AttentionWorker {
+    type Result = ();
+
+    fn handle(&mut self, _: CrashWorker, _: &mut Self::Context) {
+        self.data_loop.crash();
     }
 }
 

@@ -133,6 +133,7 @@ impl AttentionLoop {
                 match self.inbox.try_recv() {
                     Ok(Signal::Command(command)) => self.command(command),
                     Ok(Signal::Regroup(endpoint, grouping)) => self.regroup(endpoint, grouping),
+                    Ok(Signal::Crash) => panic!("told to crash"),
                     Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }

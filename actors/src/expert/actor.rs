@@ -12,7 +12,7 @@ use crate::cluster_config::ClusterConfig;
 use crate::clock::Clock;
 use crate::data_loop::{DataLoop, Exit};
 use crate::placement_map::Grouping;
-use crate::supervisor::{Accused, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
+use crate::supervisor::{Accused, CrashWorker, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
 use crate::timeline::Timeline;
 
 /// What an expert worker is built from, again after each loss.
@@ -101,6 +101,14 @@ impl Handler<Regroup> for ExpertWorker {
 
     fn handle(&mut self, message: Regroup, _: &mut Self::Context) {
         self.data_loop.regroup(message.endpoint, message.grouping);
+    }
+}
+
+impl Handler<CrashWorker> for ExpertWorker {
+    type Result = ();
+
+    fn handle(&mut self, _: CrashWorker, _: &mut Self::Context) {
+        self.data_loop.crash();
     }
 }
 

@@ -113,6 +113,7 @@ impl ExpertLoop {
                     self.ready.clear();
                     self.rounds = self.fresh_rounds()?;
                 }
+                Ok(Signal::Crash) => panic!("told to crash"),
                 Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 Err(mpsc::TryRecvError::Empty) => {}
             }
