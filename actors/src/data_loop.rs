@@ -52,12 +52,18 @@ impl<C: Send + 'static> DataLoop<C> {
     ) -> std::io::Result<Self> {
         let waker = endpoint.waker();
         let (inbox, receiver) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(worker.to_string()).spawn(move || {
-            // What the loop owned is dropped by the unwinding, so its peers see it close.
-            let exit = catch_unwind(AssertUnwindSafe(|| body(endpoint, receiver)));
-            ended(exit.unwrap_or_else(|panic| Exit::Failed(panic_text(panic.as_ref()))));
-        })?;
-        Ok(DataLoop { inbox, waker, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(worker.to_string())
+            .spawn(move || {
+                // What the loop owned is dropped by the unwinding, so its peers see it close.
+                let exit = catch_unwind(AssertUnwindSafe(|| body(endpoint, receiver)));
+                ended(exit.unwrap_or_else(|panic| Exit::Failed(panic_text(panic.as_ref()))));
+            })?;
+        Ok(DataLoop {
+            inbox,
+            waker,
+            thread: Some(thread),
+        })
     }
 
     /// Tells the loop something. A loop that has ended hears nothing: whoever started it was told of its end.

@@ -17,10 +17,18 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
         ("tiny-dbrx", ComputeType::F32),
     ] {
         let model = model(name);
-        let requests: Vec<Request> =
-            (0..6).map(|i| request(i, 1 + i * 13, model.spec().vocab)).collect();
+        let requests: Vec<Request> = (0..6)
+            .map(|i| request(i, 1 + i * 13, model.spec().vocab))
+            .collect();
         let mut reference: Option<Vec<Answer>> = None;
-        for workers in [(1, 1, 1), (1, 1, 2), (2, 3, 3), (3, 2, 4), (1, 4, 2), (2, 9, 2)] {
+        for workers in [
+            (1, 1, 1),
+            (1, 1, 2),
+            (2, 3, 3),
+            (3, 2, 4),
+            (1, 4, 2),
+            (2, 9, 2),
+        ] {
             let cluster = start(&model, config(workers, dtype), None);
             let mut alone = Vec::new();
             for request in &requests {
@@ -36,7 +44,9 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
 
             // And all at once, among 26 others.
             let others = (10..36).map(|i| request(i, 1 + i % 40, model.spec().vocab));
-            let ours = requests.iter().map(|request| ask(&cluster, request.clone()));
+            let ours = requests
+                .iter()
+                .map(|request| ask(&cluster, request.clone()));
             let others = others.map(|other| ask(&cluster, other));
             let (together, others) = tokio::join!(join_all(ours), join_all(others));
             assert_eq!(&together, expected, "{name} {workers:?} in company");

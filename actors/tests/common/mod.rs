@@ -16,7 +16,8 @@ pub fn fixtures() -> PathBuf {
 }
 
 pub fn model(name: &str) -> ModelDir {
-    ModelDir::open(fixtures().join("models").join(name), LoadFormat::Auto).expect("the fixture opens")
+    ModelDir::open(fixtures().join("models").join(name), LoadFormat::Auto)
+        .expect("the fixture opens")
 }
 
 /// A small cluster of (attention workers, expert workers, micro-batches).
@@ -37,8 +38,13 @@ pub fn config(shape: (u16, u16, u8), dtype: ComputeType) -> ClusterConfig {
     }
 }
 
-pub fn start(model: &ModelDir, config: ClusterConfig, scheduler: Option<StartScheduler>) -> Cluster {
-    Cluster::start(config, model.weights(), scheduler, Arc::new(|_| ())).expect("the cluster starts")
+pub fn start(
+    model: &ModelDir,
+    config: ClusterConfig,
+    scheduler: Option<StartScheduler>,
+) -> Cluster {
+    Cluster::start(config, model.weights(), scheduler, Arc::new(|_| ()))
+        .expect("the cluster starts")
 }
 
 /// All that came back for a request.
@@ -51,8 +57,17 @@ pub struct Answer {
 }
 
 pub async fn ask(cluster: &Cluster, request: Request) -> Answer {
-    let mut stream = cluster.client().submit(request).await.expect("the request is taken");
-    let mut answer = Answer { tokens: vec![], logprobs: vec![], prompt: vec![], reason: None };
+    let mut stream = cluster
+        .client()
+        .submit(request)
+        .await
+        .expect("the request is taken");
+    let mut answer = Answer {
+        tokens: vec![],
+        logprobs: vec![],
+        prompt: vec![],
+        reason: None,
+    };
     while let Some(event) = stream.next().await {
         match event {
             RequestEvent::Prompt(logprobs) => answer.prompt.extend(logprobs),
@@ -68,7 +83,9 @@ pub async fn ask(cluster: &Cluster, request: Request) -> Answer {
 
 /// A greedy request with log-probabilities, its prompt made from a number.
 pub fn request(seed: u32, length: u32, vocab: usize) -> Request {
-    let prompt = (0..length).map(|i| (seed * 131 + i * i * 17 + i * 3) % vocab as u32).collect();
+    let prompt = (0..length)
+        .map(|i| (seed * 131 + i * i * 17 + i * 3) % vocab as u32)
+        .collect();
     let mut request = Request::greedy(prompt, 12 + seed % 9);
     (request.logprobs, request.prompt_logprobs) = (Some(3), Some(1));
     request
