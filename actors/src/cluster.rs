@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, System};
 use metrics::{counter, gauge};
-use volley_models::{ModelSpec, ModuleError, WeightSource};
+use volley_models::{ModuleError, WeightSource};
 use volley_transports::{PlacementError, ShapeError, TopologyError, WorkerId};
 
 use crate::clock::Clock;

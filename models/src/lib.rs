@@ -8,21 +8,37 @@
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
 
+mod attention;
 mod checkpoint;
 mod config;
+mod dtype;
 mod dummy;
+mod expert;
+mod ffn;
+pub mod kernels;
+mod kv_cache;
+mod memory;
 mod model_dir;
+pub mod reference;
 mod spec;
+#[cfg(test)]
+mod testing;
 mod weights;
 
+pub use attention::{Activations, AttentionModule, AttentionOptions, SequenceSlice};
 pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
 pub use config::{ConfigError, GenerationDefaults, limits, parse_config};
+pub use dtype::ComputeType;
 pub use dummy::DummyWeights;
+pub use expert::{ExpertModule, ExpertOptions};
+pub use kernels::{InstructionSet, Isa, UnsupportedIsa};
+pub use memory::{MemoryEstimate, ModuleError, Progress};
 pub use model_dir::{
     CONFIG_BYTES_MAX, LoadFormat, ModelDir, ModelError, ModelHash, ModelParts, TOKENIZER_BYTES_MAX,
 };
+
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };

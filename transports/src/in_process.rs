@@ -181,16 +181,10 @@ impl Endpoint for InProcess {
 
     fn both(&mut self, lane: Lane) -> Result<(&[u8], &mut [u8]), LaneError> {
         let index = self.index(lane)?;
-        if self.balls[index].is_none() {
-            return Err(self.absent(lane));
-        }
-        let role = self.id.role;
-        let absent = LaneError::NotHeld {
-            at: self.id,
-            peer: self.peer(lane),
-            micro_batch: lane.micro_batch,
-        };
-        let (theirs, ours) = self.balls[index].as_deref_mut().ok_or(absent)?.sides(role);
+        // Made first: the error reads what the slots borrow.
+        let absent = self.absent(lane);
+        let ball = self.balls[index].as_deref_mut().ok_or(absent)?;
+        let (theirs, ours) = ball.sides(self.id.role);
         Ok((theirs.frame(), ours.buffer()))
     }
 

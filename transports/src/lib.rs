@@ -4,7 +4,9 @@
 //!   one process.
 //! * The wire format is a checked view over bytes: [`DispatchFrame`] out, [`CombineFrame`] back.
 //! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
+//! * [`conformance`] is the suite of tests that every fabric passes.
 
+pub mod conformance;
 mod element;
 mod endpoint;
 mod id;

@@ -90,10 +90,12 @@ pub(crate) fn set_bit(words: &mut [u64], index: u16) {
 
 /// The set bits in order.
 pub(crate) fn bits(words: &[u64]) -> impl Iterator<Item = u16> + '_ {
-    // A bitmap of workers has at most 65,536 bits.
-    (0..words.len() * 64)
-        .map(|index| index as u16)
-        .filter(|&index| bit(words, index))
+    words.iter().zip(0u16..).flat_map(|(&word, at)| {
+        let rest = |rest: &u64| Some(rest & (rest - 1)).filter(|&rest| rest != 0);
+        let words = std::iter::successors(Some(word).filter(|&word| word != 0), rest);
+        // Bit 63 of word 1,023 is the last there can be: 65,535.
+        words.map(move |rest| at * 64 + rest.trailing_zeros() as u16)
+    })
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// A zeroed slot of `capacity` bytes. The zeroes are written, so the pages are there before the first frame.
+    /// A zeroed slot of `capacity` bytes.
     pub(crate) fn new(capacity: usize) -> Self {
         let lines = vec![Line([0; SLOT_ALIGN]); capacity.div_ceil(SLOT_ALIGN)];
         Self {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::ledger::{Ledger, Limits, Output, Totals};
 use super::telemetry::{ClientTimes, FrontendMetrics};
 use crate::clock::Clock;
-use crate::protocol::{AttentionCommand, Membership, SchedulerEvent, SequenceId, StepReport};
+use crate::protocol::{AttentionCommand, Membership, SequenceId, StepReport};
 use crate::request::{Request, RequestEvent, SubmitError};
 use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
 
@@ -49,7 +49,6 @@ struct Link {
 struct SchedulerSlot {
     start: StartScheduler,
     handle: SchedulerHandle,
-    events: VecDeque<SchedulerEvent>,
     asking: bool,
     /// The last one died; a new one is started when no step is under way.
     down: bool,
@@ -69,7 +68,6 @@ impl Frontend {
             scheduler: SchedulerSlot {
                 handle: start(),
                 start,
-                events: VecDeque::new(),
                 asking: false,
                 down: false,
                 deaths: 0,
@@ -88,10 +86,6 @@ impl Frontend {
         loop {
             for output in self.ledger.outputs() {
                 match output {
-                    Output::Scheduler(event) if !self.scheduler.down => {
-                        self.scheduler.events.push_back(event);
-                    }
-                    Output::Scheduler(_) => {} // its successor is told everything
                     Output::Worker(worker, command) => self.workers[worker as usize].send(command),
                     Output::Client(sequence, event) => {
                         let Some(client) = self.clients.get_mut(&sequence) else { continue };
@@ -125,9 +119,9 @@ impl Frontend {
         if slot.asking {
             return;
         }
-        let Some(event) = slot.events.pop_front() else { return };
+        let Some(event) = self.ledger.next_event() else { return };
         slot.asking = true;
-        let answer = slot.handle.send(Consult { event, now: self.clock.now() });
+        let answer = self.scheduler.handle.send(Consult { event, now: self.clock.now() });
         let answer = tokio::time::timeout(SCHEDULER_DEADLINE, answer);
         ctx.spawn(answer.into_actor(self).map(|answer, this, ctx| {
             this.scheduler.asking = false;
@@ -144,7 +138,6 @@ impl Frontend {
         let slot = &mut self.scheduler;
         slot.down = true;
         slot.deaths += 1;
-        slot.events.clear();
         self.metrics.scheduler_restarts.increment(1);
         tracing::error!(
             deaths = slot.deaths,
@@ -259,7 +252,7 @@ impl Handler<StepReport> for Frontend {
 
     fn handle(&mut self, report: StepReport, ctx: &mut Self::Context) {
         let now = self.clock.now();
-        if let Some((done, age)) = self.ledger.report(report, now) {
+        for (done, age) in self.ledger.report(report, now) {
             self.last_step = now;
             self.scheduler.deaths = 0;
             self.metrics.step(&done, age);
@@ -318,7 +311,7 @@ impl Handler<Drain> for Frontend {
 
 /// How things stand.
 #[derive(Message)]
-#[rtype(result = "MessageResult<AskStatus>")]
+#[rtype(result = "Status")]
 pub(crate) struct AskStatus;
 
 /// How the cluster stands, for health checks and people.

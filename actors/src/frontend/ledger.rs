@@ -1,9 +1,12 @@
 //! The frontend's logic: owns every request from its arrival to its last token. Pure: events in, [`Output`]s out.
 //!
+//! What happens is queued for the scheduler; [`Ledger::next_event`] takes one event from the queue and enters it in the books at that moment, and
+//! [`Ledger::plans`] takes the answer. So the books against which plans are checked are always those the scheduler planned from, however late it answers.
+//!
 //! A request lives here and nowhere else. Schedulers know lengths, attention workers hold what they need to compute, and either can be lost: the ledger has
 //! the prompt and every token that was sent, which is all it takes to go on elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +33,6 @@ pub struct Limits {
 /// What the frontend wants done.
 #[derive(Debug)]
 pub enum Output {
-    /// Consult the scheduler.
-    Scheduler(SchedulerEvent),
     /// Tell an attention worker.
     Worker(u16, AttentionCommand),
     /// Tell a client.
@@ -49,13 +50,15 @@ pub struct Ledger {
     next_sequence: u64,
     next_step: u64,
     draining: bool,
+    /// What the scheduler has not been told yet.
+    pending: VecDeque<SchedulerEvent>,
     outputs: Vec<Output>,
     /// Sums since the start.
     pub totals: Totals,
 }
 
 /// Counts since the start; `/progressz` and the metrics are made of these.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Totals {
     /// Steps that came to their end.
     pub steps: u64,
@@ -76,6 +79,8 @@ struct Record {
     generated: Vec<u32>,
     limit: u32,
     arrived: Now,
+    /// Its client has been told the end; the record stays until the books know it too.
+    closed: bool,
     /// Prompt log-probabilities sent so far; a recomputed prompt must not send them twice.
     prompt_logprobs: usize,
 }
@@ -85,7 +90,12 @@ struct Record {
 struct OpenStep {
     micro_batch: MicroBatch,
     opened: Now,
+    participants: Arc<Participants>,
+    /// Workers that have not reported.
     missing: BTreeSet<u16>,
+    /// Parts of workers that sit out the step before this one. They are sent when that has ended: an expert worker collects one exchange of a
+    /// micro-batch at a time, and a worker that takes part in both steps keeps the order by itself.
+    held: Vec<(u16, AttentionStep)>,
     outcomes: Vec<Outcome>,
     timing: StepTiming,
 }
@@ -116,6 +126,7 @@ impl Ledger {
             next_sequence: 0,
             next_step: 0,
             draining: false,
+            pending: VecDeque::new(),
             outputs: Vec::new(),
             totals: Totals::default(),
         }
@@ -145,7 +156,8 @@ impl Ledger {
             return Err(SubmitError::Draining);
         }
         let limit = self.limits.check(&request)?;
-        let waiting = self.view.waiting().len();
+        let told = |event: &&SchedulerEvent| matches!(event, SchedulerEvent::Submit(_));
+        let waiting = self.view.waiting().len() + self.pending.iter().filter(told).count();
         if waiting >= self.limits.max_waiting {
             return Err(SubmitError::QueueFull { waiting });
         }
@@ -156,12 +168,12 @@ impl Ledger {
             generated: Vec::new(),
             limit,
             arrived: now,
+            closed: false,
             prompt_logprobs: 0,
         };
         let submit = record.submit(sequence);
         self.records.insert(sequence, record);
-        self.view.submit(&submit);
-        self.outputs.push(Output::Scheduler(SchedulerEvent::Submit(submit)));
+        self.pending.push_back(SchedulerEvent::Submit(submit));
         Ok(sequence)
     }
 
@@ -177,8 +189,18 @@ impl Ledger {
         }
     }
 
+    /// The next event that the scheduler is to be told; it is in the books from now on. Give the answer to [`Ledger::plans`] before the next call.
+    pub fn next_event(&mut self) -> Option<SchedulerEvent> {
+        let event = self.pending.pop_front()?;
+        self.enter(&event);
+        Some(event)
+    }
+
     /// Carries out what the scheduler wants, as far as it is possible.
     pub fn plans(&mut self, plans: &[StepPlan], now: Now) {
+        if self.pending.iter().any(|event| matches!(event, SchedulerEvent::MembershipChanged(_))) {
+            return; // made for workers that are no more; the scheduler hears of it next
+        }
         let mut refused = Vec::new();
         for plan in plans {
             let accepted = self.view.plan(plan);
@@ -218,6 +240,8 @@ impl Ledger {
             work.keys().for_each(|&worker| participants.insert(worker));
             let participants = Arc::new(participants);
             let missing = work.keys().copied().collect();
+            let before = self.oldest_open(plan.micro_batch).map(|step| Arc::clone(&self.steps[&step].participants));
+            let mut held = Vec::new();
             for (worker, work) in work {
                 let step = AttentionStep {
                     epoch: self.membership.epoch,
@@ -226,34 +250,43 @@ impl Ledger {
                     participants: Arc::clone(&participants),
                     work,
                 };
-                self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
+                if before.as_ref().is_none_or(|before| before.contains(worker)) {
+                    self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
+                } else {
+                    held.push((worker, step));
+                }
             }
-            let timing = StepTiming::default();
-            let micro_batch = plan.micro_batch;
-            self.steps.insert(step, OpenStep { micro_batch, opened: now, missing, outcomes, timing });
+            let open = OpenStep {
+                micro_batch: plan.micro_batch,
+                opened: now,
+                participants,
+                missing,
+                held,
+                outcomes,
+                timing: StepTiming::default(),
+            };
+            self.steps.insert(step, open);
         }
         if !refused.is_empty() {
             self.totals.refusals += refused.len() as u64;
-            self.outputs.push(Output::Scheduler(SchedulerEvent::Refused(refused)));
+            self.pending.push_back(SchedulerEvent::Refused(refused));
         }
     }
 
-    /// Enters an attention worker's report. Reports of an older epoch are void. Returns the step's end with its age, if this was the last report.
-    pub fn report(&mut self, report: StepReport, now: Now) -> Option<(StepDone, Duration)> {
+    /// Enters an attention worker's report. Reports of an older epoch are void. Returns the steps that ended with it, each with its age.
+    pub fn report(&mut self, report: StepReport, now: Now) -> Vec<(StepDone, Duration)> {
         if report.epoch != self.membership.epoch {
-            return None;
+            return Vec::new();
         }
-        let open = self.steps.get_mut(&report.step)?;
+        let Some(open) = self.steps.get_mut(&report.step) else { return Vec::new() };
         if !open.missing.remove(&report.worker) {
-            return None;
+            return Vec::new();
         }
+        let rows = open.timing.rows + report.timing.rows;
         if report.timing.total > open.timing.total {
-            let rows = open.timing.rows;
             open.timing = report.timing;
-            open.timing.rows += rows;
-        } else {
-            open.timing.rows += report.timing.rows;
         }
+        open.timing.rows = rows;
         for result in report.results {
             if let Some(outcome) = open.outcomes.iter_mut().find(|o| o.sequence == result.sequence) {
                 outcome.sampled = result.token.is_some();
@@ -261,48 +294,35 @@ impl Ledger {
             }
             Self::deliver(&mut self.records, &mut self.outputs, &mut self.totals, result);
         }
-        if !open.missing.is_empty() {
-            return None;
+        // Steps of a micro-batch end in order, also if a later one's few participants are quicker.
+        let micro_batch = open.micro_batch;
+        let mut ended = Vec::new();
+        while let Some(step) = self.oldest_open(micro_batch)
+            && self.steps[&step].missing.is_empty()
+            && let Some(open) = self.steps.remove(&step)
+        {
+            ended.push(self.end_step(step, open, now));
         }
-        let open = self.steps.remove(&report.step)?;
-        self.totals.steps += 1;
-        for (work, start) in self.view.oldest_step(open.micro_batch) {
-            let prompt = self.records.get(&work.sequence).map_or(0, |r| r.request.prompt.len() as u32);
-            self.totals.prompt_tokens += u64::from(prompt.saturating_sub(start).min(work.tokens));
-        }
-        let done = StepDone {
-            micro_batch: open.micro_batch,
-            step: report.step,
-            outcomes: open.outcomes,
-            timing: open.timing,
-        };
-        for (sequence, worker) in self.view.step_done(&done) {
-            self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
-        }
-        self.outputs.push(Output::Scheduler(SchedulerEvent::StepDone(done.clone())));
-        Some((done, now.saturating_sub(open.opened)))
+        ended
     }
 
-    /// Starts over under a new membership: what was under way is void, every request waits with all its tokens, none is lost.
+    /// Starts over under a new membership: what is under way is void, every request waits with all its tokens, none is lost.
     pub fn reset(&mut self, membership: Membership) {
         self.steps.clear();
-        for (index, worker) in membership.attention.iter().enumerate() {
-            if worker.alive {
-                self.outputs.push(Output::Worker(index as u16, AttentionCommand::Reset));
-            }
-        }
-        self.view.membership(&membership);
         self.membership = membership.clone();
-        self.outputs.push(Output::Scheduler(SchedulerEvent::MembershipChanged(membership)));
+        self.pending.push_back(SchedulerEvent::MembershipChanged(membership));
     }
 
-    /// Tells a scheduler that was started anew all there is to know. Call it when no step is under way.
+    /// Prepares for a scheduler that was started anew: it will be told all there is to know. Call it when no step is under way.
     pub fn introduce(&mut self) {
         debug_assert!(self.steps.is_empty());
-        self.reset(self.membership.clone());
-        for (&sequence, record) in &self.records {
-            self.outputs.push(Output::Scheduler(SchedulerEvent::Submit(record.submit(sequence))));
+        while let Some(event) = self.pending.pop_front() {
+            self.enter(&event);
         }
+        self.reset(self.membership.clone());
+        let live = self.records.iter().filter(|(_, record)| !record.closed);
+        let submits = live.map(|(&sequence, record)| SchedulerEvent::Submit(record.submit(sequence)));
+        self.pending.extend(submits);
     }
 
     /// Takes no new requests from now on.
@@ -317,7 +337,7 @@ impl Ledger {
 
     /// Requests that have not ended.
     pub fn live(&self) -> usize {
-        self.records.len()
+        self.records.values().filter(|record| !record.closed).count()
     }
 
     /// Steps under way.
@@ -340,15 +360,77 @@ impl Ledger {
             .collect()
     }
 
-    fn close(&mut self, sequence: SequenceId, reason: FinishReason) {
-        if self.records.remove(&sequence).is_none() {
-            return;
+    fn oldest_open(&self, micro_batch: MicroBatch) -> Option<Step> {
+        let mut steps = self.steps.iter();
+        steps.find(|(_, open)| open.micro_batch == micro_batch).map(|(&step, _)| step)
+    }
+
+    fn end_step(&mut self, step: Step, open: OpenStep, now: Now) -> (StepDone, Duration) {
+        self.totals.steps += 1;
+        let done = StepDone {
+            micro_batch: open.micro_batch,
+            step,
+            outcomes: open.outcomes,
+            timing: open.timing,
+        };
+        if let Some(next) = self.oldest_open(open.micro_batch)
+            && let Some(next) = self.steps.get_mut(&next)
+        {
+            for (worker, step) in next.held.drain(..) {
+                self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
+            }
         }
-        self.outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
-        if let Some((sequence, worker)) = self.view.end(sequence) {
+        self.pending.push_back(SchedulerEvent::StepDone(done.clone()));
+        (done, now.saturating_sub(open.opened))
+    }
+
+    /// Enters an event in the books.
+    fn enter(&mut self, event: &SchedulerEvent) {
+        match event {
+            SchedulerEvent::Submit(submit) => self.view.submit(submit),
+            SchedulerEvent::Cancel(sequence) => {
+                self.records.remove(sequence);
+                let left = self.view.end(*sequence);
+                self.release(left);
+            }
+            SchedulerEvent::StepDone(done) => {
+                for (work, start) in self.view.oldest_step(done.micro_batch) {
+                    let prompt = self.records.get(&work.sequence).map_or(0, |r| r.request.prompt.len() as u32);
+                    self.totals.prompt_tokens += u64::from(prompt.saturating_sub(start).min(work.tokens));
+                }
+                for outcome in &done.outcomes {
+                    if outcome.finished.is_some() {
+                        self.records.remove(&outcome.sequence);
+                    }
+                }
+                let left = self.view.step_done(done);
+                self.release(left);
+            }
+            SchedulerEvent::MembershipChanged(membership) => {
+                for (index, worker) in membership.attention.iter().enumerate() {
+                    if worker.alive {
+                        self.outputs.push(Output::Worker(index as u16, AttentionCommand::Reset));
+                    }
+                }
+                self.view.membership(membership);
+            }
+            SchedulerEvent::Refused(_) => {}
+        }
+    }
+
+    fn release(&mut self, left: impl IntoIterator<Item = (SequenceId, u16)>) {
+        for (sequence, worker) in left {
             self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
         }
-        self.outputs.push(Output::Scheduler(SchedulerEvent::Cancel(sequence)));
+    }
+
+    fn close(&mut self, sequence: SequenceId, reason: FinishReason) {
+        let Some(record) = self.records.get_mut(&sequence).filter(|record| !record.closed) else {
+            return;
+        };
+        record.closed = true;
+        self.outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
+        self.pending.push_back(SchedulerEvent::Cancel(sequence));
     }
 
     fn deliver(
@@ -358,7 +440,7 @@ impl Ledger {
         mut result: SequenceResult,
     ) {
         let sequence = result.sequence;
-        let Some(record) = records.get_mut(&sequence) else {
+        let Some(record) = records.get_mut(&sequence).filter(|record| !record.closed) else {
             return; // cancelled meanwhile
         };
         if let Some(last) = result.prompt_logprobs.len().checked_sub(1) {
@@ -378,7 +460,7 @@ impl Ledger {
             outputs.push(Output::Client(sequence, event));
         }
         if let Some(reason) = result.finished {
-            records.remove(&sequence);
+            record.closed = true;
             outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
         }
     }

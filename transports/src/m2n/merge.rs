@@ -26,7 +26,7 @@ pub struct Merge {
     arrived: Box<[u64]>,
     missing: u32,
     grouped: bool,
-    /// Bitmap of the attention workers whose dispatch is of an epoch that this worker has not reached.
+    /// Bitmap of the attention workers whose dispatch is kept for later.
     early: Box<[u64]>,
     /// Of each attention worker: `[attention_workers]`.
     senders: Box<[Sender]>,
@@ -58,8 +58,7 @@ pub enum Arrival {
     Ready(StepKey),
     /// It is of an old epoch and was answered so.
     Stale(StepKey),
-    /// It is of an epoch that the placement at hand has not reached. It is kept: offer its lane again under the new
-    /// placement (see [`Merge::early`]).
+    /// It is of an epoch or a step whose turn has not come. It is kept until [`Merge::revisit`] finds that it has.
     Early(StepKey),
 }
 
@@ -153,7 +152,6 @@ impl Merge {
             });
         }
         clear_bit(&mut self.early, lane.peer);
-
         let header = Header::parse(endpoint.received(lane)?);
         let epoch = header
             .map(|header| header.key.epoch)
@@ -170,10 +168,19 @@ impl Merge {
             _ => {}
         }
         if self.round.is_some_and(|round| round.epoch < epoch) {
-            self.abandon(endpoint, Status::Stale)?;
+            let given_up = self.abandon(endpoint, Status::Stale);
+            if let Err(error) = given_up {
+                set_bit(&mut self.early, lane.peer);
+                return Err(error);
+            }
         }
         match self.join(endpoint.received(lane)?, placement, lane.peer) {
-            Ok(arrival) => Ok(arrival),
+            Ok(arrival) => {
+                if matches!(arrival, Arrival::Early(_)) {
+                    set_bit(&mut self.early, lane.peer);
+                }
+                Ok(arrival)
+            }
             Err(error) => {
                 let key = header.map(|header| header.key).unwrap_or(StepKey {
                     epoch,
@@ -197,7 +204,8 @@ impl Merge {
         self.round.is_some() && self.missing == 0
     }
 
-    /// The participants of the round that have not sent: what a log line on a missed deadline names.
+    /// The participants of the round that have not sent: what a log line on a missed deadline names. If one of them is
+    /// lost the round never gets ready: [`abandon`](Self::abandon) it.
     pub fn missing(&self) -> impl Iterator<Item = WorkerId> + '_ {
         let missing = bits(&self.participants).filter(|&worker| !bit(&self.arrived, worker));
         missing
@@ -205,14 +213,30 @@ impl Merge {
             .map(|worker| Role::Attention.worker(worker))
     }
 
-    /// The first lane whose dispatch came under a later epoch; offer it again once that epoch is entered.
-    pub fn early(&self) -> Option<Lane> {
-        bits(&self.early)
-            .next()
-            .map(|peer| Lane::new(peer, self.micro_batch))
+    /// Offers the dispatches that were kept again, until a round is ready; returns its exchange. Call it after
+    /// [`respond`](Self::respond), after [`abandon`](Self::abandon) and when the placement changed.
+    ///
+    /// # Errors
+    /// As [`arrived`](Self::arrived), for the first dispatch that is refused; call again for the others.
+    pub fn revisit(
+        &mut self,
+        endpoint: &mut dyn Endpoint,
+        placement: &Placement,
+    ) -> Result<Option<StepKey>, MergeError> {
+        for peer in 0..self.shape.attention_workers {
+            if !bit(&self.early, peer) {
+                continue;
+            }
+            if let Arrival::Ready(key) =
+                self.arrived(endpoint, placement, Lane::new(peer, self.micro_batch))?
+            {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
     }
 
-    /// Forgets the early dispatch of an attention worker that is gone. Its dispatch in the round, if any, stays until
+    /// Forgets the kept dispatch of an attention worker that is gone. Its dispatch in the round, if any, stays until
     /// the round is answered.
     pub fn lose(&mut self, peer: u16) {
         if peer < self.shape.attention_workers {
@@ -365,15 +389,20 @@ impl Merge {
                 micro_batch,
             });
         }
-        match self.round {
-            None => self.open(key, frame.participants, local_experts),
-            Some(round) if round != key => {
+        if let Some(round) = self.round.filter(|&round| round != key) {
+            // Both are of the placement's epoch, so they differ in step, or in layer alone.
+            if round.step == key.step {
                 return Err(MergeError::OtherExchange { worker, key, round });
             }
-            Some(_) if *self.participants != *frame.participants => {
-                return Err(MergeError::OtherParticipants { worker, key });
+            if self.missing == 0 || key.step > round.step {
+                return Ok(Arrival::Early(key));
             }
-            Some(_) => {}
+            self.postpone();
+        }
+        if self.round.is_none() {
+            self.open(key, frame.participants, local_experts);
+        } else if *self.participants != *frame.participants {
+            return Err(MergeError::OtherParticipants { worker, key });
         }
         let Header {
             rows,
@@ -408,6 +437,14 @@ impl Merge {
         self.missing = participants.iter().map(|word| word.count_ones()).sum();
         self.local_experts = local_experts;
         self.offsets.fill(0);
+    }
+
+    /// Keeps the dispatches of an incomplete round for later, because an earlier step has come.
+    fn postpone(&mut self) {
+        for (early, arrived) in self.early.iter_mut().zip(&self.arrived) {
+            *early |= arrived;
+        }
+        self.close();
     }
 
     fn close(&mut self) {

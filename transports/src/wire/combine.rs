@@ -136,8 +136,8 @@ pub fn write_status(
 fn check_header(header: &Header, limits: &CombineLimits) -> Result<(), FrameError> {
     expect(
         "the frame's kind (1 dispatch, 2 combine)",
-        header.kind as u64 + 1,
-        FrameKind::Combine as u64 + 1,
+        header.kind as u64,
+        FrameKind::Combine as u64,
     )?;
     expect(
         "the number of participant words of a combine",

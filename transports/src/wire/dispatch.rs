@@ -170,8 +170,8 @@ fn check_header(header: &Header, limits: &DispatchLimits) -> Result<(), FrameErr
     let words = Participants::words_for(limits.attention_workers) as u64;
     expect(
         "the frame's kind (1 dispatch, 2 combine)",
-        header.kind as u64 + 1,
-        FrameKind::Dispatch as u64 + 1,
+        header.kind as u64,
+        FrameKind::Dispatch as u64,
     )?;
     expect("the status of a dispatch", header.status as u64, 0)?;
     expect("the queued time of a dispatch", header.times.queued_ns, 0)?;

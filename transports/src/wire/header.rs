@@ -17,24 +17,26 @@ pub const VERSION: u16 = 1;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum FrameKind {
     /// Rows to experts.
-    Dispatch,
+    Dispatch = 1,
     /// Experts' outputs back.
-    Combine,
+    Combine = 2,
 }
 
 /// What became of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Status {
     /// Computed; the outputs are in the frame.
-    Ok,
+    Ok = 0,
     /// Its epoch was over; nothing was computed. Dispatch again under the new placement.
-    Stale,
+    Stale = 1,
     /// The frame was malformed or contradicted another participant's; nothing was computed.
-    Rejected,
+    Rejected = 2,
     /// The expert worker could not compute.
-    Failed,
+    Failed = 3,
 }
 
 impl std::fmt::Display for Status {
@@ -153,10 +155,7 @@ impl Header {
         let raw = Raw {
             magic: MAGIC,
             version: VERSION.into(),
-            kind: match self.kind {
-                FrameKind::Dispatch => 1,
-                FrameKind::Combine => 2,
-            },
+            kind: self.kind as u8,
             element: match self.element {
                 Element::F32 => 1,
                 Element::Bf16 => 2,
@@ -164,12 +163,7 @@ impl Header {
             epoch: self.key.epoch.0.into(),
             layer: self.key.layer.0.into(),
             micro_batch: self.key.micro_batch.0,
-            status: match self.status {
-                Status::Ok => 0,
-                Status::Stale => 1,
-                Status::Rejected => 2,
-                Status::Failed => 3,
-            },
+            status: self.status as u8,
             step: self.key.step.0.into(),
             sender: self.sender.into(),
             participant_words: self.participant_words.into(),

@@ -1,0 +1,377 @@
+//! The ledger and a scheduler against simulated workers, in virtual time: thousands of random histories in which nothing may be lost.
+//!
+//! The workers here keep the very [`Sequences`] table of real ones and invent tokens from the history of a sequence, so a token that was computed from the
+//! wrong place, twice or not at all changes what the client sees.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use volley_actors::protocol::{
+    AttentionCapacity, AttentionCommand, AttentionStep, Membership, SchedulerEvent, SequenceId,
+    SequenceResult, StepReport, StepTiming,
+};
+use volley_actors::{
+    FinishReason, FirstCome, Ledger, Limits, Output, PolicyScheduler, Request, RequestEvent,
+    Scheduler, Sequences, SubmitError,
+};
+use volley_transports::Epoch;
+
+const VOCAB: u32 = 1000;
+const CONTEXT: u32 = 64;
+
+/// The token that follows a history: what a model is to its server.
+fn next_token(history: &[u32]) -> u32 {
+    let mix = |hash: u32, &token: &u32| (hash ^ token).wrapping_mul(0x0100_0193);
+    history.iter().fold(0x811c_9dc5, mix) % VOCAB
+}
+
+/// What a client must see in the end.
+fn expected(request: &Request) -> (Vec<u32>, FinishReason) {
+    let mut history = request.prompt.clone();
+    for _ in 0..request.max_tokens {
+        let token = next_token(&history);
+        history.push(token);
+        if request.stop_tokens.contains(&token) {
+            return (history.split_off(request.prompt.len()), FinishReason::Stop);
+        }
+    }
+    (history.split_off(request.prompt.len()), FinishReason::Length)
+}
+
+struct Worker {
+    epoch: Epoch,
+    sequences: Sequences,
+    /// Tokens whose keys and values are in the cache, as a check that nothing is skipped.
+    cached: BTreeMap<SequenceId, u32>,
+    steps: Vec<VecDeque<AttentionStep>>,
+}
+
+struct Simulation {
+    ledger: Ledger,
+    scheduler: PolicyScheduler<FirstCome>,
+    membership: Membership,
+    workers: Vec<Worker>,
+    clients: BTreeMap<SequenceId, Vec<RequestEvent>>,
+    now: Duration,
+}
+
+impl Simulation {
+    fn new(workers: usize, micro_batches: u8, kv_blocks: u32, max_rows: u32, prefill: u32) -> Self {
+        let capacity = AttentionCapacity { alive: true, kv_blocks, block_tokens: 4, max_rows };
+        let membership =
+            Membership { epoch: Epoch(1), micro_batches, attention: vec![capacity; workers] };
+        let worker = || Worker {
+            epoch: membership.epoch,
+            sequences: Sequences::new(kv_blocks, 4),
+            cached: BTreeMap::new(),
+            steps: vec![VecDeque::new(); micro_batches as usize],
+        };
+        let limits = Limits { context: CONTEXT, vocab: VOCAB as usize, max_waiting: 1000 };
+        let mut simulation = Simulation {
+            ledger: Ledger::new(limits),
+            scheduler: PolicyScheduler::new(FirstCome::new(prefill)),
+            membership: membership.clone(),
+            workers: (0..workers).map(|_| worker()).collect(),
+            clients: BTreeMap::new(),
+            now: Duration::ZERO,
+        };
+        simulation.ledger.reset(membership);
+        simulation.settle();
+        simulation
+    }
+
+    /// Carries out all outputs, and consults the scheduler until it has heard everything.
+    fn settle(&mut self) {
+        while self.consult() {}
+    }
+
+    /// Carries out all outputs, and tells the scheduler one thing. Returns false if there was none.
+    fn consult(&mut self) -> bool {
+        self.carry_out();
+        let Some(event) = self.ledger.next_event() else { return false };
+        if let SchedulerEvent::Refused(refused) = &event {
+            panic!("the shipped scheduler made a plan that was refused: {refused:?}");
+        }
+        let mut plans = Vec::new();
+        self.scheduler.handle(&event, self.now, &mut plans);
+        self.ledger.plans(&plans, self.now);
+        self.carry_out();
+        true
+    }
+
+    fn carry_out(&mut self) {
+        let outputs: Vec<Output> = self.ledger.outputs().collect();
+        for output in outputs {
+            match output {
+                Output::Worker(index, command) => self.workers[index as usize].command(command),
+                Output::Client(sequence, event) => {
+                    self.clients.entry(sequence).or_default().push(event);
+                }
+            }
+        }
+    }
+
+    /// Workers and micro-batches that have a step to take.
+    fn busy(&self) -> Vec<(usize, usize)> {
+        let lanes = |(index, worker): (usize, &Worker)| {
+            let busy = worker.steps.iter().enumerate().filter(|(_, steps)| !steps.is_empty());
+            busy.map(|(micro_batch, _)| (index, micro_batch)).collect::<Vec<_>>()
+        };
+        self.workers.iter().enumerate().flat_map(lanes).collect()
+    }
+
+    /// Lets a worker take a step. The scheduler may hear of it late.
+    fn step(&mut self, worker: usize, micro_batch: usize, consults: usize) {
+        self.now += Duration::from_millis(1);
+        if let Some(report) = self.workers[worker].step(worker as u16, micro_batch) {
+            self.ledger.report(report, self.now);
+        }
+        for _ in 0..consults {
+            self.consult();
+        }
+    }
+
+    /// All workers are lost and come back empty under a new epoch, with reports of the old one still on their way.
+    fn regroup(&mut self) {
+        let busy = self.busy();
+        let late: Vec<StepReport> =
+            busy.into_iter().filter_map(|(w, mb)| self.workers[w].step(w as u16, mb)).collect();
+        self.membership.epoch.0 += 1;
+        for worker in &mut self.workers {
+            worker.epoch = self.membership.epoch;
+            worker.steps.iter_mut().for_each(VecDeque::clear);
+        }
+        self.ledger.reset(self.membership.clone());
+        for report in late {
+            self.ledger.report(report, self.now);
+        }
+        self.settle();
+    }
+
+    fn finish(&mut self, mut choose: impl FnMut(usize) -> usize) {
+        for _ in 0..1_000_000 {
+            let mut busy = self.busy();
+            if busy.is_empty() {
+                self.settle();
+                busy = self.busy();
+            }
+            if busy.is_empty() {
+                assert_eq!(self.ledger.live(), 0, "requests are left, but nobody has work");
+                assert!(self.ledger.view().is_empty(), "the books are not empty at the end");
+                return;
+            }
+            let (worker, micro_batch) = busy[choose(busy.len())];
+            self.step(worker, micro_batch, choose(3));
+        }
+        panic!("no end in sight");
+    }
+}
+
+impl Worker {
+    fn command(&mut self, command: AttentionCommand) {
+        match command {
+            AttentionCommand::Admit { sequence, request, generated, limit } => {
+                self.sequences.admit(sequence, request, &generated, limit);
+                self.cached.insert(sequence, 0);
+            }
+            AttentionCommand::Release(sequence) => {
+                self.sequences.release(sequence);
+                self.cached.remove(&sequence);
+            }
+            AttentionCommand::Step(step) if step.epoch != self.epoch => {}
+            AttentionCommand::Step(step) => self.steps[step.micro_batch.0 as usize].push_back(step),
+            AttentionCommand::Reset => {
+                self.sequences.clear();
+                self.cached.clear();
+            }
+        }
+    }
+
+    fn step(&mut self, index: u16, micro_batch: usize) -> Option<StepReport> {
+        let step = self.steps[micro_batch].pop_front()?;
+        let mut results = Vec::new();
+        let mut seen = BTreeSet::new();
+        for work in &step.work {
+            assert!(seen.insert(work.sequence), "a sequence twice in one step");
+            if !self.sequences.prepare(work).expect("the books promise that it can be done") {
+                continue;
+            }
+            let cached = self.cached.get_mut(&work.sequence).expect("admitted");
+            assert_eq!(*cached, work.start, "tokens are computed in order, each once");
+            *cached += work.tokens;
+            let sequence = self.sequences.get_mut(work.sequence).expect("prepared");
+            let mut result = SequenceResult {
+                sequence: work.sequence,
+                token: None,
+                logprob: None,
+                prompt_logprobs: Vec::new(),
+                prompt_start: work.start,
+                finished: None,
+            };
+            if work.sample {
+                assert_eq!((work.start + work.tokens) as usize, sequence.tokens().len());
+                let token = next_token(sequence.tokens());
+                result.token = Some(token);
+                result.finished = sequence.push(token);
+            } else {
+                result.finished =
+                    sequence.end_without_output((work.start + work.tokens) as usize);
+            }
+            results.push(result);
+        }
+        let timing = StepTiming::default();
+        let (epoch, micro_batch, step) = (step.epoch, step.micro_batch, step.step);
+        Some(StepReport { worker: index, epoch, micro_batch, step, results, timing })
+    }
+}
+
+fn tokens(events: &[RequestEvent]) -> Vec<u32> {
+    let token = |event: &RequestEvent| match event {
+        RequestEvent::Token { token, .. } => Some(*token),
+        _ => None,
+    };
+    events.iter().filter_map(token).collect()
+}
+
+fn check_complete(events: &[RequestEvent], request: &Request) {
+    let (want, reason) = expected(request);
+    assert_eq!(tokens(events), want);
+    assert_eq!(events.last(), Some(&RequestEvent::Finished(reason)));
+    let ends = events.iter().filter(|event| matches!(event, RequestEvent::Finished(_)));
+    assert_eq!(ends.count(), 1);
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Submit { prompt: usize, max_tokens: u32, stop: bool },
+    Steps(usize),
+    Cancel(usize),
+    Regroup,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        6 => (1..50usize, 0..14u32, any::<bool>())
+            .prop_map(|(prompt, max_tokens, stop)| Act::Submit { prompt, max_tokens, stop }),
+        8 => (1..30usize).prop_map(Act::Steps),
+        1 => any::<usize>().prop_map(Act::Cancel),
+        1 => Just(Act::Regroup),
+    ];
+    prop::collection::vec(act, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_request_gets_its_tokens_whatever_happens(
+        acts in acts(),
+        (workers, micro_batches) in (1..4usize, 1..4u8),
+        // As few blocks as one full context, so that preemption is the rule.
+        kv_blocks in 16..40u32,
+        (max_rows, prefill) in (1..40u32, 1..40u32),
+        mut random in any::<u64>(),
+    ) {
+        let mut choose = move |n: usize| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) as usize % n
+        };
+        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, prefill.min(max_rows));
+        let mut requests = Vec::new();
+        let mut cancelled = BTreeSet::new();
+        for act in acts {
+            match act {
+                Act::Submit { prompt, max_tokens, stop } => {
+                    let prompt = (0..prompt as u32).map(|i| (i * 7 + requests.len() as u32) % VOCAB).collect();
+                    let mut request = Request::greedy(prompt, max_tokens);
+                    if stop {
+                        request.stop_tokens = (0..VOCAB).step_by(8).collect();
+                    }
+                    let sequence = simulation.ledger.submit(request.clone(), simulation.now).unwrap();
+                    requests.push((sequence, request));
+                    simulation.consult();
+                }
+                Act::Steps(count) => {
+                    for _ in 0..count {
+                        let busy = simulation.busy();
+                        if busy.is_empty() {
+                            break;
+                        }
+                        let (worker, micro_batch) = busy[choose(busy.len())];
+                        simulation.step(worker, micro_batch, choose(3));
+                    }
+                }
+                Act::Cancel(which) if !requests.is_empty() => {
+                    let (sequence, _) = requests[which % requests.len()];
+                    simulation.ledger.cancel(sequence);
+                    cancelled.insert(sequence);
+                }
+                Act::Cancel(_) => {}
+                Act::Regroup => simulation.regroup(),
+            }
+        }
+        simulation.finish(&mut choose);
+        for (sequence, request) in &requests {
+            let events = &simulation.clients[sequence];
+            if cancelled.contains(sequence) && events.last() == Some(&RequestEvent::Finished(FinishReason::Cancelled)) {
+                let (want, _) = expected(request);
+                prop_assert!(want.starts_with(&tokens(events)));
+            } else {
+                check_complete(events, request);
+            }
+        }
+        let sent: usize = simulation.clients.values().map(|events| tokens(events).len()).sum();
+        prop_assert_eq!(simulation.ledger.totals.generated_tokens, sent as u64);
+        prop_assert_eq!(simulation.ledger.totals.refusals, 0);
+        for (worker, view) in simulation.workers.iter().zip(simulation.ledger.view().workers()) {
+            prop_assert_eq!(view.free_blocks, kv_blocks);
+            prop_assert_eq!(worker.sequences.free_blocks(), kv_blocks as usize);
+        }
+    }
+}
+
+#[test]
+fn preemption_happens_and_loses_nothing() {
+    let mut simulation = Simulation::new(1, 2, 16, 32, 32);
+    let requests: Vec<Request> =
+        (0..6).map(|i| Request::greedy(vec![i, i + 1, i + 2], 40)).collect();
+    let ids: Vec<SequenceId> =
+        requests.iter().map(|r| simulation.ledger.submit(r.clone(), Duration::ZERO).unwrap()).collect();
+    simulation.settle();
+    simulation.finish(|n| n - 1);
+    assert!(simulation.ledger.totals.preemptions > 0);
+    for (sequence, request) in ids.iter().zip(&requests) {
+        check_complete(&simulation.clients[sequence], request);
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_the_numbers() {
+    let mut simulation = Simulation::new(1, 1, 16, 32, 32);
+    let mut submit = |request| simulation.ledger.submit(request, Duration::ZERO);
+    assert_eq!(submit(Request::greedy(vec![], 1)), Err(SubmitError::EmptyPrompt));
+    let long = submit(Request::greedy(vec![1; 60], 5));
+    assert_eq!(long, Err(SubmitError::TooLong { prompt: 60, max_tokens: 5, context: 64 }));
+    assert!(submit(Request::greedy(vec![1; 60], u32::MAX)).is_err());
+    let unknown = submit(Request::greedy(vec![1, 1000], 5));
+    assert_eq!(unknown, Err(SubmitError::UnknownToken { token: 1000, position: 1, vocab: 1000 }));
+    let mut request = Request::greedy(vec![1], 5);
+    request.sampling.temperature = f32::NAN;
+    assert!(matches!(submit(request), Err(SubmitError::Sampling(_))));
+    simulation.ledger.drain();
+    let drained = simulation.ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO);
+    assert_eq!(drained, Err(SubmitError::Draining));
+}
+
+#[test]
+fn the_waiting_queue_is_bounded() {
+    let limits = Limits { context: CONTEXT, vocab: VOCAB as usize, max_waiting: 3 };
+    let mut ledger = Ledger::new(limits);
+    for _ in 0..3 {
+        ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO).unwrap();
+    }
+    let full = ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO);
+    assert_eq!(full, Err(SubmitError::QueueFull { waiting: 3 }));
+    assert!(full.unwrap_err().is_overload());
+}

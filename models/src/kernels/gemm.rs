@@ -1,0 +1,609 @@
+//! Products of rows with packed weights: `out = x W^T`, in f32.
+//!
+//! Each element of the result is one chain of additions in ascending `k`, whatever the tile: a tile holds its partial sums
+//! in registers, and where `k` is cut so that weights stay in the second-level cache, partial sums pass through `out` unrounded.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::pack::{PANEL_COLUMNS, PackedMatrix, WeightType};
+use super::rows::PackedRows;
+use super::simd::{Kernel, Simd};
+
+/// A rectangle of a row-major f32 matrix, which several threads may share by splitting off columns.
+#[derive(Debug)]
+pub struct MatrixMut<'a> {
+    first: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    data: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is an exclusive borrow of its elements.
+unsafe impl Send for MatrixMut<'_> {}
+
+impl<'a> MatrixMut<'a> {
+    /// The first `cols` of every `stride` elements of `data`.
+    ///
+    /// # Panics
+    /// When `data` is too short for `rows` rows.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(
+            cols <= stride,
+            "rows of {cols} overlap with a stride of {stride}"
+        );
+        assert!(
+            rows == 0 || data.len() >= (rows - 1) * stride + cols,
+            "{} elements are too few for [{rows}, {cols}] with a stride of {stride}",
+            data.len(),
+        );
+        MatrixMut {
+            first: data.as_mut_ptr(),
+            rows,
+            cols,
+            stride,
+            data: PhantomData,
+        }
+    }
+
+    /// Rows of the rectangle.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of the rectangle.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        // SAFETY: the row is within the borrow, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.cols) }
+    }
+
+    /// Columns `..at` and columns `at..`.
+    ///
+    /// # Panics
+    /// When there are fewer than `at`.
+    pub fn split_columns(self, at: usize) -> (Self, Self) {
+        assert!(at <= self.cols);
+        let right = MatrixMut {
+            // Wrapping, for a matrix without rows has no elements to point at.
+            first: self.first.wrapping_add(at),
+            cols: self.cols - at,
+            ..self
+        };
+        (MatrixMut { cols: at, ..self }, right)
+    }
+}
+
+/// What a sum starts from.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// Zero: the result overwrites.
+    Zero,
+    /// A bias per column of the range, likewise overwriting.
+    Bias(&'a [f32]),
+    /// What stands there.
+    Present,
+}
+
+/// Multiplies packed rows with the panels `panels` of `w`; `out` is `[rows, columns of those panels]`.
+///
+/// A panel's result does not depend on the range it was asked for in.
+///
+/// # Panics
+/// When shapes or weight types disagree.
+pub fn gemm(
+    x: &PackedRows,
+    w: &PackedMatrix,
+    panels: Range<usize>,
+    out: MatrixMut<'_>,
+    start: Start<'_>,
+) {
+    assert_eq!(
+        (x.k(), x.kind()),
+        (w.k(), w.kind()),
+        "rows were packed for other weights"
+    );
+    assert!(panels.start <= panels.end && panels.end <= w.panels());
+    let columns = w.n().min(panels.end * PANEL_COLUMNS) - w.n().min(panels.start * PANEL_COLUMNS);
+    assert_eq!(
+        (out.rows, out.cols),
+        (x.rows(), columns),
+        "the result has another shape"
+    );
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), columns, "a bias has one value a column");
+    }
+    x.isa().run(Gemm {
+        x,
+        w,
+        panels,
+        out,
+        start,
+    });
+}
+
+/// Steps of a panel that all row tiles pass over before the next ones: 128 KiB, which stay in the second-level cache.
+const BLOCK_STEPS: usize = 1024;
+/// Words ahead of the current ones that are asked for when weights stream from memory.
+const PREFETCH_WORDS: usize = 512;
+/// Tallest tile of any instruction set.
+const MOST_ROWS: usize = 14;
+
+struct Gemm<'a> {
+    x: &'a PackedRows,
+    w: &'a PackedMatrix,
+    panels: Range<usize>,
+    out: MatrixMut<'a>,
+    start: Start<'a>,
+}
+
+impl Kernel for Gemm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.w.kind() {
+            WeightType::F32 => self.products::<S, Single>(s),
+            WeightType::Bf16 => self.products::<S, Paired>(s),
+        }
+    }
+}
+
+impl Gemm<'_> {
+    #[inline(always)]
+    fn products<S: Simd, P: Product>(self, s: S) {
+        let Gemm {
+            x,
+            w,
+            panels,
+            out,
+            start,
+        } = self;
+        let (steps, tiles) = (w.steps(), x.tiles());
+        // With one tile nothing is read twice, and a panel is best read through.
+        let block = if tiles == 1 {
+            steps.max(1)
+        } else {
+            BLOCK_STEPS
+        };
+        let mut edge = [0.0f32; MOST_ROWS * PANEL_COLUMNS];
+        for first_step in (0..steps.max(1)).step_by(block) {
+            let count = block.min(steps - first_step);
+            let mut panel = panels.start;
+            while panel < panels.end {
+                // A single row or two have too few chains to hide the latency of one panel's sums: take two panels.
+                let pair = x.rows() <= 2
+                    && panel + 1 < panels.end
+                    && w.columns(panel + 1) == PANEL_COLUMNS;
+                let columns = w.columns(panel);
+                let column = (panel - panels.start) * PANEL_COLUMNS;
+                let weights = w.panel(panel)[first_step * PANEL_COLUMNS..].as_ptr();
+                for tile in 0..tiles {
+                    let rows = x.tile_rows(tile);
+                    let height = rows.len();
+                    let values = x.tile(&rows)[first_step * height * P::units::<S>()..].as_ptr();
+                    // SAFETY: the shapes asserted in `gemm`: the row and the column lie within `out`.
+                    let place = unsafe { out.first.add(rows.start * out.stride + column) };
+                    let whole = columns == PANEL_COLUMNS;
+                    let (to, stride) = if whole {
+                        (place, out.stride)
+                    } else {
+                        (edge.as_mut_ptr(), PANEL_COLUMNS)
+                    };
+                    let mut fresh = false;
+                    if first_step == 0 {
+                        match start {
+                            Start::Zero => fresh = true,
+                            Start::Present => {}
+                            Start::Bias(bias) => {
+                                let last = (column
+                                    + if pair { 2 * PANEL_COLUMNS } else { columns })
+                                .min(bias.len());
+                                for row in 0..height {
+                                    // SAFETY: as for `place`; the bias is as long as a row of `out`.
+                                    unsafe {
+                                        bias.as_ptr().add(column).copy_to_nonoverlapping(
+                                            place.add(row * out.stride),
+                                            last - column,
+                                        );
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    if !whole && !fresh {
+                        for row in 0..height {
+                            // SAFETY: `columns` values of a row of `out` and of `edge`.
+                            unsafe {
+                                place
+                                    .add(row * out.stride)
+                                    .copy_to_nonoverlapping(to.add(row * stride), columns);
+                            }
+                        }
+                    }
+                    s.call(TileCall::<P> {
+                        weights,
+                        next: if pair {
+                            Some(w.panel(panel + 1)[first_step * PANEL_COLUMNS..].as_ptr())
+                        } else {
+                            None
+                        },
+                        values,
+                        height,
+                        steps: count,
+                        to,
+                        stride,
+                        fresh,
+                        product: PhantomData,
+                    });
+                    if !whole {
+                        for row in 0..height {
+                            // SAFETY: as above.
+                            unsafe {
+                                to.add(row * stride)
+                                    .copy_to_nonoverlapping(place.add(row * out.stride), columns);
+                            }
+                        }
+                    }
+                }
+                panel += if pair { 2 } else { 1 };
+            }
+        }
+    }
+}
+
+/// How one step's weights and activations are multiplied.
+trait Product {
+    /// One step's weights of sixteen columns.
+    type W<S: Simd>: Copy;
+    /// u32 of one row's activations in a step.
+    fn units<S: Simd>() -> usize;
+    /// # Safety
+    /// `from` points at sixteen words.
+    unsafe fn load<S: Simd>(s: S, from: *const u32) -> Self::W<S>;
+    /// # Safety
+    /// `x` points at `units` words.
+    unsafe fn add<S: Simd>(s: S, acc: S::V, w: Self::W<S>, x: *const u32) -> S::V;
+}
+
+/// One f32.
+struct Single;
+/// Two bf16.
+struct Paired;
+
+impl Product for Single {
+    type W<S: Simd> = S::V;
+    #[inline(always)]
+    fn units<S: Simd>() -> usize {
+        1
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const u32) -> S::V {
+        // SAFETY: the caller's promise; every word is an f32, and f32 and u32 align alike.
+        unsafe { s.load(&*from.cast::<[f32; 16]>()) }
+    }
+    #[inline(always)]
+    unsafe fn add<S: Simd>(s: S, acc: S::V, w: S::V, x: *const u32) -> S::V {
+        // SAFETY: the caller's promise.
+        let x = unsafe { s.splat(f32::from_bits(*x)) };
+        s.fma(w, x, acc)
+    }
+}
+
+impl Product for Paired {
+    type W<S: Simd> = S::Pair;
+    #[inline(always)]
+    fn units<S: Simd>() -> usize {
+        S::PAIR_UNITS
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const u32) -> S::Pair {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_pair(from) }
+    }
+    #[inline(always)]
+    unsafe fn add<S: Simd>(s: S, acc: S::V, w: S::Pair, x: *const u32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.dot_pair(acc, w, x) }
+    }
+}
+
+/// One tile: `height` rows by one panel, or by two that follow each other in `to`.
+///
+/// `weights` (and `next`) point at `steps * 32` words, `values` at `steps * height * P::units()`, `to` at `height`
+/// rows of 32 (64) values `stride` apart, which are overwritten if `fresh` and added to otherwise.
+struct TileCall<P> {
+    weights: *const u32,
+    next: Option<*const u32>,
+    values: *const u32,
+    height: usize,
+    steps: usize,
+    to: *mut f32,
+    stride: usize,
+    fresh: bool,
+    product: PhantomData<P>,
+}
+
+impl<P: Product> Kernel for TileCall<P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the struct's promises, and the widths below add up to a panel (or two).
+        unsafe {
+            match (self.next, self.height) {
+                (Some(next), 1) => self.tile::<S, 1, 2, 2>(s, [self.weights, next], self.to),
+                (Some(next), _) if S::NARROW => {
+                    self.tile::<S, 2, 1, 2>(s, [self.weights], self.to);
+                    self.tile::<S, 2, 1, 2>(s, [next], self.to.add(PANEL_COLUMNS));
+                }
+                (Some(next), _) => self.tile::<S, 2, 2, 2>(s, [self.weights, next], self.to),
+                (None, 1) => self.tile::<S, 1, 1, 2>(s, [self.weights], self.to),
+                (None, 2) => self.tile::<S, 2, 1, 2>(s, [self.weights], self.to),
+                (None, _) if S::NARROW => {
+                    for half in [0, 16] {
+                        let (w, to) = ([self.weights.add(half)], self.to.add(half));
+                        match self.height {
+                            3 => self.tile::<S, 3, 1, 1>(s, w, to),
+                            4 => self.tile::<S, 4, 1, 1>(s, w, to),
+                            5 => self.tile::<S, 5, 1, 1>(s, w, to),
+                            _ => self.tile::<S, 6, 1, 1>(s, w, to),
+                        }
+                    }
+                }
+                (None, _) => {
+                    let (w, to) = ([self.weights], self.to);
+                    match self.height {
+                        3 => self.tile::<S, 3, 1, 2>(s, w, to),
+                        4 => self.tile::<S, 4, 1, 2>(s, w, to),
+                        5 => self.tile::<S, 5, 1, 2>(s, w, to),
+                        6 => self.tile::<S, 6, 1, 2>(s, w, to),
+                        7 => self.tile::<S, 7, 1, 2>(s, w, to),
+                        8 => self.tile::<S, 8, 1, 2>(s, w, to),
+                        9 => self.tile::<S, 9, 1, 2>(s, w, to),
+                        10 => self.tile::<S, 10, 1, 2>(s, w, to),
+                        11 => self.tile::<S, 11, 1, 2>(s, w, to),
+                        12 => self.tile::<S, 12, 1, 2>(s, w, to),
+                        13 => self.tile::<S, 13, 1, 2>(s, w, to),
+                        _ => self.tile::<S, 14, 1, 2>(s, w, to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<P: Product> TileCall<P> {
+    /// `M` rows by `N` panels, of each of which `C` times sixteen columns are computed.
+    ///
+    /// # Safety
+    /// The struct's promises, with `M` the height, and `w` and `to` within them.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const N: usize, const C: usize>(
+        &self,
+        s: S,
+        w: [*const u32; N],
+        to: *mut f32,
+    ) {
+        let units = P::units::<S>();
+        let place = |m: usize, n: usize, c: usize| {
+            to.wrapping_add(m * self.stride + n * PANEL_COLUMNS + c * 16)
+                .cast::<[f32; 16]>()
+        };
+        let mut acc = [[[s.splat(0.0); C]; N]; M];
+        if !self.fresh {
+            for m in 0..M {
+                for n in 0..N {
+                    for c in 0..C {
+                        // SAFETY: within `to`.
+                        acc[m][n][c] = unsafe { s.load(&*place(m, n, c)) };
+                    }
+                }
+            }
+        }
+        for step in 0..self.steps {
+            // SAFETY: within the weights of each panel.
+            let first = unsafe { P::load(s, w[0].add(step * PANEL_COLUMNS)) };
+            let mut weights = [[first; C]; N];
+            for n in 0..N {
+                for c in 0..C {
+                    // SAFETY: as above.
+                    weights[n][c] = unsafe { P::load(s, w[n].add(step * PANEL_COLUMNS + c * 16)) };
+                    if M <= 4 {
+                        s.prefetch(
+                            w[n].wrapping_add(step * PANEL_COLUMNS + c * 16 + PREFETCH_WORDS),
+                        );
+                    }
+                }
+            }
+            for m in 0..M {
+                let x = self.values.wrapping_add((step * M + m) * units);
+                for n in 0..N {
+                    for c in 0..C {
+                        // SAFETY: `x` lies within `values`.
+                        acc[m][n][c] = unsafe { P::add(s, acc[m][n][c], weights[n][c], x) };
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            for n in 0..N {
+                for c in 0..C {
+                    // SAFETY: within `to`.
+                    unsafe { s.store(acc[m][n][c], &mut *place(m, n, c)) };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Arena, Isa, Rows};
+    use crate::testing::{Random, matrix};
+    use crate::weights::ElementType;
+    use proptest::prelude::*;
+
+    fn packed(kind: WeightType, n: usize, k: usize, seed: u64) -> (PackedMatrix, Vec<f32>) {
+        let element = match kind {
+            WeightType::F32 => ElementType::F32,
+            WeightType::Bf16 => ElementType::Bf16,
+        };
+        let view = matrix(&mut Random::new(seed), n, k, 1.0, element, false);
+        let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+        (
+            PackedMatrix::pack(&mut arena, kind, &[view.clone()]),
+            view.to_f32(),
+        )
+    }
+
+    fn product(isa: Isa, w: &PackedMatrix, x: &[f32], m: usize, start: Start<'_>, out: &mut [f32]) {
+        let mut rows = PackedRows::new(isa, m, w.k());
+        rows.pack(w.kind(), Rows::F32(x), m, w.k());
+        gemm(
+            &rows,
+            w,
+            0..w.panels(),
+            MatrixMut::new(out, m, w.n(), w.n()),
+            start,
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn products_are_those_of_f64(
+            m in 1usize..45, n in 1usize..150, k in 1usize..300,
+            kind in prop::sample::select(vec![WeightType::F32, WeightType::Bf16]),
+            start in 0usize..3, seed: u64,
+        ) {
+            let (w, dense) = packed(kind, n, k, seed);
+            let mut random = Random::new(seed ^ 1);
+            let x = random.values(m * k, 1.0);
+            let bias = random.values(n, 1.0);
+            let present = random.values(m * n, 1.0);
+            for isa in Isa::available() {
+                let mut out = present.clone();
+                let begin = [Start::Zero, Start::Bias(&bias), Start::Present][start];
+                product(isa, &w, &x, m, begin, &mut out);
+                for row in 0..m {
+                    for column in 0..n {
+                        let mut sum = [0.0, f64::from(bias[column]), f64::from(present[row * n + column])][start];
+                        let mut size = sum.abs();
+                        for i in 0..k {
+                            let value = match kind {
+                                WeightType::F32 => x[row * k + i],
+                                WeightType::Bf16 => half::bf16::from_f32(x[row * k + i]).to_f32(),
+                            };
+                            let term = f64::from(value) * f64::from(dense[column * k + i]);
+                            sum += term;
+                            size += term.abs();
+                        }
+                        let found = f64::from(out[row * n + column]);
+                        prop_assert!((found - sum).abs() <= 2e-6 * size + 1e-30, "{isa:?} {found} {sum}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_in_every_tile_and_from_bf16_bits() {
+        // k crosses a block of steps, so that partial sums pass through memory for some heights and not for others.
+        for (kind, k) in [(WeightType::F32, 1500), (WeightType::Bf16, 2601)] {
+            let n = 75;
+            let (w, _) = packed(kind, n, k, 3);
+            let mut x = Random::new(4).values(40 * k, 1.0);
+            let bits: Vec<u16> = x
+                .iter()
+                .map(|x| half::bf16::from_f32(*x).to_bits())
+                .collect();
+            if kind == WeightType::Bf16 {
+                x = bits
+                    .iter()
+                    .map(|x| half::bf16::from_bits(*x).to_f32())
+                    .collect();
+            }
+            for isa in Isa::available() {
+                let mut alone = vec![0.0; 40 * n];
+                for row in 0..40 {
+                    let place = &mut alone[row * n..][..n];
+                    product(isa, &w, &x[row * k..][..k], 1, Start::Zero, place);
+                }
+                for m in 1..=40 {
+                    let mut out = vec![0.0; m * n];
+                    product(isa, &w, &x[..m * k], m, Start::Zero, &mut out);
+                    assert!(out == alone[..m * n], "{isa:?} {kind:?} {m} rows");
+                }
+                if kind == WeightType::Bf16 {
+                    let mut rows = PackedRows::new(isa, 40, k);
+                    rows.pack(kind, Rows::Bf16(&bits), 40, k);
+                    let mut out = vec![0.0; 40 * n];
+                    gemm(
+                        &rows,
+                        &w,
+                        0..w.panels(),
+                        MatrixMut::new(&mut out, 40, n, n),
+                        Start::Zero,
+                    );
+                    assert!(out == alone);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn panels_computed_apart_give_the_whole() {
+        let (w, _) = packed(WeightType::Bf16, 175, 64, 5);
+        let x = Random::new(6).values(3 * 64, 1.0);
+        for isa in Isa::available() {
+            for m in [1, 3] {
+                let x = &x[..m * 64];
+                let (mut whole, mut parts) = (vec![0.0; m * 175], vec![0.0; m * 175]);
+                product(isa, &w, x, m, Start::Zero, &mut whole);
+                let mut rows = PackedRows::new(isa, m, 64);
+                rows.pack(WeightType::Bf16, Rows::F32(x), m, 64);
+                let (left, right) = MatrixMut::new(&mut parts, m, 175, 175).split_columns(96);
+                gemm(&rows, &w, 3..6, right, Start::Zero);
+                gemm(&rows, &w, 0..3, left, Start::Zero);
+                assert_eq!(whole, parts);
+            }
+        }
+    }
+
+    #[test]
+    fn avx2_and_avx512_agree_bit_for_bit() {
+        let sets: Vec<Isa> = Isa::available()
+            .filter(|isa| ["avx2-fma", "avx512"].contains(&isa.instruction_set().name()))
+            .collect();
+        for kind in [WeightType::F32, WeightType::Bf16] {
+            let (w, _) = packed(kind, 40, 333, 7);
+            let x = Random::new(8).values(9 * 333, 1.0);
+            let results: Vec<Vec<f32>> = sets
+                .iter()
+                .map(|isa| {
+                    let mut out = vec![0.0; 9 * 40];
+                    product(*isa, &w, &x, 9, Start::Zero, &mut out);
+                    out
+                })
+                .collect();
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+        }
+    }
+
+    #[test]
+    fn no_rows_and_no_inputs_are_no_trouble() {
+        let (w, _) = packed(WeightType::F32, 5, 3, 1);
+        product(Isa::detect(), &w, &[], 0, Start::Zero, &mut []);
+    }
+}
