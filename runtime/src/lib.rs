@@ -7,6 +7,8 @@ pub mod config;
 pub mod engine;
 pub mod failure;
 pub mod flags;
+pub mod http;
 pub mod logging;
 pub mod memory;
 pub mod recorder;
+pub mod text;
