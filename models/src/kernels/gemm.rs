@@ -199,8 +199,18 @@ impl Gemm<'_> {
                             }
                         }
                     }
+                    // A lone tile asks for its own stream a little ahead. Of several, each asks for its share of
+                    // the next panel, which so is in the second-level cache when its turn comes.
+                    let (ahead, ahead_words) = if tiles == 1 {
+                        (weights.wrapping_add(PREFETCH_WORDS), PANEL_COLUMNS)
+                    } else {
+                        let next = weights.wrapping_add(steps * PANEL_COLUMNS);
+                        (next.wrapping_add(tile * count * PANEL_COLUMNS / tiles), PANEL_COLUMNS.div_ceil(tiles))
+                    };
                     s.call(TileCall::<P> {
                         weights,
+                        ahead,
+                        ahead_words,
                         next: if pair { Some(w.panel(panel + 1)[first_step * PANEL_COLUMNS..].as_ptr()) } else { None },
                         values,
                         height,
@@ -288,6 +298,9 @@ impl Product for Paired {
 /// rows of 32 (64) values `stride` apart, which are overwritten if `fresh` and added to otherwise.
 struct TileCall<P> {
     weights: *const u32,
+    /// What is asked for in the first step, and how many words further in each one after; need not be valid memory.
+    ahead: *const u32,
+    ahead_words: usize,
     next: Option<*const u32>,
     values: *const u32,
     height: usize,
@@ -383,10 +396,15 @@ impl<P: Product> TileCall<P> {
                 for c in 0..C {
                     // SAFETY: as above.
                     weights[n][c] = unsafe { P::load(s, w[n].add(step * PANEL_COLUMNS + c * 16)) };
-                    if M <= 4 {
-                        s.prefetch(w[n].wrapping_add(step * PANEL_COLUMNS + c * 16 + PREFETCH_WORDS));
-                    }
                 }
+            }
+            let ahead = self.ahead.wrapping_add(step * self.ahead_words);
+            s.prefetch(ahead);
+            s.prefetch(ahead.wrapping_add(16));
+            if N == 2 {
+                let ahead = w[1].wrapping_add(step * PANEL_COLUMNS + PREFETCH_WORDS);
+                s.prefetch(ahead);
+                s.prefetch(ahead.wrapping_add(16));
             }
             for m in 0..M {
                 let x = self.values.wrapping_add((step * M + m) * units);
