@@ -1,0 +1,69 @@
+//! The command line: what `volley` can do, and how it ends.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::{bench, generate, serve, trace, validate};
+
+/// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
+#[derive(Debug, Parser)]
+#[command(name = "volley", version, max_term_width = 110, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  volley generate --prompt 'ROMEO:'                the demo model inside the program
+  volley serve --model ~/models/Mixtral-8x7B       an OpenAI-compatible server
+  volley validate --config volley.toml             check everything before it counts
+  volley help serve                                all flags of a command
+
+Exit codes: 0 success, 1 failure (standard error says why), 2 a command line that cannot be understood.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model over an OpenAI-compatible HTTP API
+    Serve(serve::ServeArgs),
+    /// Generate text in the terminal
+    Generate(generate::GenerateArgs),
+    /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL
+    Bench(bench::BenchArgs),
+    /// Check configuration, model, memory and port without serving
+    Validate(validate::ValidateArgs),
+    /// Record a timeline of attention and experts at work, and say what it shows
+    Trace(trace::TraceArgs),
+}
+
+/// Runs the command that the process's arguments ask for.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Validate(args) => validate::run(args),
+        Command::Trace(args) => trace::run(args),
+    };
+    match result {
+        Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("volley: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_fault_with_the_flags() {
+        Cli::command().debug_assert();
+    }
+}

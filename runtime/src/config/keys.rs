@@ -1,0 +1,270 @@
+//! Every key of `volley.toml`, once: its place, its kind and range, its default, its flag and what it means.
+//!
+//! The reader refuses what is not in this table, environment variables are named after it, and `docs/configuration.md` is
+//! held against it by a test.
+
+use std::fmt::Write as _;
+
+use super::kind::Kind;
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Section and name, as in `server.port`.
+    pub path: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// Its default as it would be typed, or what holds when it is absent.
+    pub default: Default,
+    /// The flag that sets it, on the commands that have it.
+    pub flag: Option<&'static str>,
+    /// What it decides, for the manual.
+    pub help: &'static str,
+}
+
+/// What holds when a key is not given.
+#[derive(Debug, Clone, Copy)]
+pub enum Default {
+    /// This value, in TOML's or the environment's spelling.
+    Value(&'static str),
+    /// Nothing is set; the text says what that means.
+    Unset(&'static str),
+}
+
+/// What every variable begins with.
+pub const VARIABLE_PREFIX: &str = "VOLLEY_";
+
+impl Key {
+    /// The environment variable that sets it: `server.port` is `VOLLEY_SERVER_PORT`.
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.path.replace('.', "_").to_uppercase())
+    }
+
+    /// The section it stands in.
+    pub fn section(&self) -> &'static str {
+        self.path.split('.').next().unwrap_or(self.path)
+    }
+
+    /// Its name within the section.
+    pub fn name(&self) -> &'static str {
+        self.path.split('.').nth(1).unwrap_or(self.path)
+    }
+}
+
+/// The key at `path`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// Names of the sections, in order.
+pub fn sections() -> Vec<&'static str> {
+    let mut sections: Vec<_> = KEYS.iter().map(Key::section).collect();
+    sections.dedup();
+    sections
+}
+
+/// The tables of `docs/configuration.md`, one for each section.
+pub fn markdown() -> String {
+    let mut text = String::new();
+    for section in sections() {
+        let _ = writeln!(text, "### `[{section}]`\n");
+        let _ = writeln!(text, "| Key | Values | Default | Flag | Variable | Meaning |");
+        let _ = writeln!(text, "|---|---|---|---|---|---|");
+        for key in KEYS.iter().filter(|key| key.section() == section) {
+            let default = match key.default {
+                Default::Value(value) => format!("`{value}`"),
+                Default::Unset(meaning) => meaning.to_owned(),
+            };
+            let flag = key.flag.map_or_else(|| "—".to_owned(), |flag| format!("`--{flag}`"));
+            let _ = writeln!(
+                text,
+                "| `{}` | {} | {default} | {flag} | `{}` | {} |",
+                key.name(),
+                key.kind,
+                key.variable(),
+                key.help
+            );
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Types to compute in.
+pub const DTYPES: &[&str] = &["auto", "f32", "bf16"];
+/// Where weights come from.
+pub const LOAD_FORMATS: &[&str] = &["auto", "dummy"];
+/// Shapes of log lines.
+pub const LOG_FORMATS: &[&str] = &["text", "json"];
+
+/// Every key, by section, in the order of the manual.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "model.path",
+        kind: Kind::Path,
+        default: Default::Unset("the demo model inside the program"),
+        flag: Some("model"),
+        help: "Directory of the model: `config.json`, safetensors, `tokenizer.json`.",
+    },
+    Key {
+        path: "model.name",
+        kind: Kind::Text,
+        default: Default::Unset("the directory's name"),
+        flag: Some("served-model-name"),
+        help: "What the model is called in the API.",
+    },
+    Key {
+        path: "model.dtype",
+        kind: Kind::Choice(DTYPES),
+        default: Default::Value("auto"),
+        flag: Some("dtype"),
+        help: "Type of packed weights and KV cache. `auto`: bf16 if the weights are stored in bf16, else f32.",
+    },
+    Key {
+        path: "model.load_format",
+        kind: Kind::Choice(LOAD_FORMATS),
+        default: Default::Value("auto"),
+        flag: Some("load-format"),
+        help: "`auto` reads the safetensors files; `dummy` needs only `config.json` and fills in seeded random weights.",
+    },
+    Key {
+        path: "cluster.attention_workers",
+        kind: Kind::Integer { min: 1, max: 256 },
+        default: Default::Value("1"),
+        flag: Some("attention-workers"),
+        help: "Attention workers (M). Each holds all attention weights and the KV cache of its own requests.",
+    },
+    Key {
+        path: "cluster.expert_workers",
+        kind: Kind::Integer { min: 1, max: 256 },
+        default: Default::Value("1"),
+        flag: Some("expert-workers"),
+        help: "Expert workers (N). Each holds its share of every layer's experts; at most one worker per expert.",
+    },
+    Key {
+        path: "cluster.micro_batches",
+        kind: Kind::Integer { min: 1, max: 8 },
+        default: Default::Value("2"),
+        flag: Some("micro-batches"),
+        help: "Micro-batches in flight (m). 1 switches the ping-pong off; 2 hides one side behind the other; more hide the network too.",
+    },
+    Key {
+        path: "cluster.block_tokens",
+        kind: Kind::Integer { min: 1, max: 1024 },
+        default: Default::Value("16"),
+        flag: None,
+        help: "Tokens of one KV cache block.",
+    },
+    Key {
+        path: "cluster.peer_deadline_s",
+        kind: Kind::Seconds { min: 0.1, max: 3600.0 },
+        default: Default::Value("30"),
+        flag: None,
+        help: "Seconds a worker waits for a peer's frame before it calls the peer lost.",
+    },
+    Key {
+        path: "limits.max_context",
+        kind: Kind::AutoInteger { min: 2, max: 16_777_216 },
+        default: Default::Value("auto"),
+        flag: Some("max-context"),
+        help: "Longest sequence, prompt and output together, in tokens. `auto`: what the model allows, but not more than 8192.",
+    },
+    Key {
+        path: "limits.max_batch_tokens",
+        kind: Kind::Integer { min: 1, max: 65_536 },
+        default: Default::Value("512"),
+        flag: Some("max-batch-tokens"),
+        help: "Tokens one attention worker computes at most in a step; the size of slots and scratch.",
+    },
+    Key {
+        path: "limits.prefill_tokens",
+        kind: Kind::AutoInteger { min: 1, max: 65_536 },
+        default: Default::Value("auto"),
+        flag: None,
+        help: "Prompt tokens in one step at most; longer prompts are computed in chunks. `auto`: half of `max_batch_tokens`.",
+    },
+    Key {
+        path: "limits.max_waiting",
+        kind: Kind::Integer { min: 1, max: 1_000_000 },
+        default: Default::Value("1024"),
+        flag: Some("max-waiting"),
+        help: "Requests that may wait for a place; more are refused with status 503.",
+    },
+    Key {
+        path: "limits.kv_cache_memory",
+        kind: Kind::AutoSize,
+        default: Default::Value("auto"),
+        flag: Some("kv-cache-memory"),
+        help: "KV cache of each attention worker. `auto`: room for 16 sequences of full length, but together not more than a quarter of the memory available at start.",
+    },
+    Key {
+        path: "server.host",
+        kind: Kind::Text,
+        default: Default::Value("127.0.0.1"),
+        flag: Some("host"),
+        help: "Address to listen on; `0.0.0.0` is every IPv4 interface.",
+    },
+    Key {
+        path: "server.port",
+        kind: Kind::Integer { min: 0, max: 65_535 },
+        default: Default::Value("8000"),
+        flag: Some("port"),
+        help: "Port to listen on; 0 lets the system choose one.",
+    },
+    Key {
+        path: "server.api_key_file",
+        kind: Kind::Path,
+        default: Default::Unset("no key is asked for"),
+        flag: Some("api-key-file"),
+        help: "File with the key that clients send as `Authorization: Bearer`. The key is the file's text without surrounding white space.",
+    },
+    Key {
+        path: "server.max_body",
+        kind: Kind::Size,
+        default: Default::Value("32MiB"),
+        flag: None,
+        help: "Largest request body.",
+    },
+    Key {
+        path: "server.request_timeout_s",
+        kind: Kind::Seconds { min: 0.1, max: 86_400.0 },
+        default: Default::Value("600"),
+        flag: None,
+        help: "Seconds a request may take from arrival to its last token.",
+    },
+    Key {
+        path: "server.drain_timeout_s",
+        kind: Kind::Seconds { min: 0.0, max: 86_400.0 },
+        default: Default::Value("30"),
+        flag: None,
+        help: "Seconds that running requests are given to finish after SIGTERM or Ctrl-C. A second signal ends the wait.",
+    },
+    Key {
+        path: "log.level",
+        kind: Kind::Filter,
+        default: Default::Value("info"),
+        flag: Some("log-level"),
+        help: "What is logged: a level, or directives such as `info,volley_actors=debug`.",
+    },
+    Key {
+        path: "log.format",
+        kind: Kind::Choice(LOG_FORMATS),
+        default: Default::Value("text"),
+        flag: Some("log-format"),
+        help: "Shape of log lines on standard error.",
+    },
+    Key {
+        path: "trace.file",
+        kind: Kind::Path,
+        default: Default::Unset("no trace is written"),
+        flag: Some("trace"),
+        help: "File for a timeline of all workers in Chrome's trace format, written at the end; opens in Perfetto.",
+    },
+    Key {
+        path: "trace.spans",
+        kind: Kind::AutoInteger { min: 0, max: 100_000_000 },
+        default: Default::Value("auto"),
+        flag: None,
+        help: "Spans of the timeline kept for each worker; older ones are dropped. `auto`: 65536 if `file` is set, else 0.",
+    },
+];

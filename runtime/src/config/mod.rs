@@ -1,0 +1,21 @@
+//! One configuration: `volley.toml`, environment variables and flags, checked as a whole before anything starts.
+//!
+//! There are two stages. [`Raw`] is what was typed: flags over environment over file over defaults, every key known and every value
+//! in its range. [`Settings`] is what it means for one model on one machine: every `auto` replaced by what it stands for.
+
+pub mod keys;
+mod kind;
+mod problem;
+mod raw;
+mod settings;
+mod size;
+mod suggest;
+
+pub use kind::Kind;
+pub use problem::{ConfigError, Place, Problem};
+pub use raw::{FlagValues, LogFormat, LogSettings, Raw, environment};
+pub use settings::{
+    CONTEXT_AUTO_MAX, Demand, KV_CONTEXTS_AUTO, ModelSettings, ServerSettings, Settings, TRACE_SPANS_AUTO,
+    TraceSettings,
+};
+pub use size::{ByteSize, SizeError};

@@ -1,0 +1,324 @@
+//! The second stage: what a configuration means for one model on one machine. No `auto` is left.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::{Table, Value};
+use volley_actors::ClusterConfig;
+use volley_models::{ComputeType, LoadFormat, ModelSpec};
+
+use super::keys;
+use super::problem::{ConfigError, Problem};
+use super::raw::{Auto, Dtype, LogFormat, LogSettings, Raw, WeightsFrom};
+use super::size::ByteSize;
+
+/// `limits.max_context = "auto"` is not more than this many tokens, so that a model of a long context starts on a small machine.
+pub const CONTEXT_AUTO_MAX: u32 = 8192;
+/// `limits.kv_cache_memory = "auto"` holds this many sequences of full length on each attention worker, if memory allows.
+pub const KV_CONTEXTS_AUTO: u64 = 16;
+/// The divisor of the machine's available memory that an automatic KV cache takes at most, over all workers.
+const KV_SHARE_AUTO: u64 = 4;
+/// Spans kept for each worker when a trace is to be written.
+pub const TRACE_SPANS_AUTO: usize = 65_536;
+/// Seed of dummy weights. Fixed, so that two runs speak the same nonsense.
+const DUMMY_SEED: u64 = 0;
+
+/// A configuration without open questions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Section `[model]`.
+    pub model: ModelSettings,
+    /// Sections `[cluster]` and `[limits]`.
+    pub cluster: ClusterConfig,
+    /// Section `[server]`.
+    pub server: ServerSettings,
+    /// Section `[log]`.
+    pub log: LogSettings,
+    /// Section `[trace]`.
+    pub trace: TraceSettings,
+}
+
+/// The model and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// Its directory; `None` is the demo model inside the program.
+    pub path: Option<PathBuf>,
+    /// Its name in the API.
+    pub name: String,
+    /// Whether its weights are read or made up.
+    pub load_format: LoadFormat,
+}
+
+/// Section `[server]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSettings {
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on; 0 lets the system choose.
+    pub port: u16,
+    /// File with the key clients must send; `None` asks for none.
+    pub api_key_file: Option<PathBuf>,
+    /// Largest request body in bytes.
+    pub max_body: ByteSize,
+    /// Longest time from a request's arrival to its last token.
+    pub request_timeout: Duration,
+    /// Time for running requests to finish after the signal to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Section `[trace]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceSettings {
+    /// Where the timeline is written at the end; `None` writes none.
+    pub file: Option<PathBuf>,
+}
+
+/// How much KV cache the automatic size is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// A server's unknown future: [`KV_CONTEXTS_AUTO`] sequences of full length on each attention worker.
+    Serving,
+    /// A known offline load: this many sequences of so many tokens at once, over all attention workers.
+    Batch {
+        /// Sequences at once.
+        sequences: u32,
+        /// Tokens of each at its end.
+        tokens: u32,
+    },
+}
+
+impl Raw {
+    /// The model's directory, or `None` for the demo model.
+    pub fn model_path(&self) -> Option<&std::path::Path> {
+        self.model.path.as_deref()
+    }
+
+    /// Whether its weights are read or made up.
+    pub fn load_format(&self) -> LoadFormat {
+        match self.model.load_format {
+            WeightsFrom::Auto => LoadFormat::Auto,
+            WeightsFrom::Dummy => LoadFormat::Dummy { seed: DUMMY_SEED },
+        }
+    }
+
+    /// File with the key that clients must send.
+    pub fn api_key_file(&self) -> Option<&std::path::Path> {
+        self.server.api_key_file.as_deref()
+    }
+
+    /// Host and port to listen on, which need no model to be known.
+    pub fn address(&self) -> (&str, u16) {
+        (&self.server.host, self.server.port)
+    }
+}
+
+impl Settings {
+    /// Gives every `auto` its value for `spec`, a model called `model_name`, with `available` bytes of memory to be had.
+    ///
+    /// # Errors
+    /// With every contradiction between the configuration and the model.
+    pub fn resolve(
+        raw: &Raw,
+        spec: &ModelSpec,
+        model_name: &str,
+        available: Option<u64>,
+        demand: Demand,
+    ) -> Result<Settings, ConfigError> {
+        let mut problems = Vec::new();
+        let dtype = match raw.model.dtype {
+            Dtype::Auto => ComputeType::for_stored(spec.stored_as),
+            Dtype::F32 => ComputeType::F32,
+            Dtype::Bf16 => ComputeType::Bf16,
+        };
+        let cluster = &raw.cluster;
+        if usize::from(cluster.expert_workers) > spec.experts {
+            problems.push(Problem::derived(
+                "cluster.expert_workers",
+                format!("is {}, but the model has {} experts; each worker needs one", cluster.expert_workers, spec.experts),
+            ));
+        }
+        let context = context(raw, spec, &mut problems);
+        let rows = raw.limits.max_batch_tokens;
+        let prefill_tokens = match raw.limits.prefill_tokens {
+            Auto::Auto => (rows / 2).max(1),
+            Auto::Value(tokens) => tokens,
+        };
+        if prefill_tokens > rows {
+            problems.push(Problem::derived(
+                "limits.prefill_tokens",
+                format!("is {prefill_tokens}, but a step has {rows} tokens at most (`limits.max_batch_tokens`)"),
+            ));
+        }
+        let kv_blocks = kv_blocks(raw, spec, dtype, context, available, demand, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        let timeline_spans = match (raw.trace.spans, &raw.trace.file) {
+            (Auto::Value(spans), _) => spans,
+            (Auto::Auto, Some(_)) => TRACE_SPANS_AUTO,
+            (Auto::Auto, None) => 0,
+        };
+        let server = &raw.server;
+        Ok(Settings {
+            model: ModelSettings {
+                path: raw.model.path.clone(),
+                name: raw.model.name.clone().unwrap_or_else(|| model_name.to_owned()),
+                load_format: raw.load_format(),
+            },
+            cluster: ClusterConfig {
+                attention_workers: cluster.attention_workers,
+                expert_workers: cluster.expert_workers,
+                micro_batches: cluster.micro_batches,
+                dtype,
+                context,
+                block_tokens: cluster.block_tokens,
+                kv_blocks,
+                max_rows: rows,
+                prefill_tokens,
+                max_waiting: raw.limits.max_waiting,
+                peer_deadline: Duration::from_secs_f64(cluster.peer_deadline_s),
+                timeline_spans,
+            },
+            server: ServerSettings {
+                host: server.host.clone(),
+                port: server.port,
+                api_key_file: server.api_key_file.clone(),
+                max_body: server.max_body,
+                request_timeout: Duration::from_secs_f64(server.request_timeout_s),
+                drain_timeout: Duration::from_secs_f64(server.drain_timeout_s),
+            },
+            log: raw.log.clone(),
+            trace: TraceSettings { file: raw.trace.file.clone() },
+        })
+    }
+
+    /// The resolved configuration as a `volley.toml` that means the same. `spec` is the model's.
+    pub fn to_toml(&self, spec: &ModelSpec) -> String {
+        let mut document = Table::new();
+        for key in keys::KEYS {
+            if let (Some(value), Some((section, name))) = (self.value(key.path, spec), key.path.split_once('.')) {
+                let table = document.entry(section).or_insert_with(|| Value::Table(Table::new()));
+                if let Value::Table(table) = table {
+                    table.insert(name.to_owned(), value);
+                }
+            }
+        }
+        document.to_string()
+    }
+
+    /// The value of a key of the table; `None` where nothing is set.
+    fn value(&self, path: &str, spec: &ModelSpec) -> Option<Value> {
+        let integer = |n: u64| Some(Value::Integer(n as i64));
+        let text = |text: &str| Some(Value::String(text.to_owned()));
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
+        let seconds = |time: Duration| Some(Value::Float(time.as_secs_f64()));
+        let cluster = &self.cluster;
+        match path {
+            "model.path" => file(&self.model.path),
+            "model.name" => text(&self.model.name),
+            "model.dtype" => text(&cluster.dtype.to_string()),
+            "model.load_format" => text(match self.model.load_format {
+                LoadFormat::Auto => "auto",
+                LoadFormat::Dummy { .. } => "dummy",
+            }),
+            "cluster.attention_workers" => integer(cluster.attention_workers.into()),
+            "cluster.expert_workers" => integer(cluster.expert_workers.into()),
+            "cluster.micro_batches" => integer(cluster.micro_batches.into()),
+            "cluster.block_tokens" => integer(cluster.block_tokens.into()),
+            "cluster.peer_deadline_s" => seconds(cluster.peer_deadline),
+            "limits.max_context" => integer(cluster.context.into()),
+            "limits.max_batch_tokens" => integer(cluster.max_rows.into()),
+            "limits.prefill_tokens" => integer(cluster.prefill_tokens.into()),
+            "limits.max_waiting" => integer(cluster.max_waiting as u64),
+            "limits.kv_cache_memory" => {
+                let block = kv_block_bytes(spec, cluster.dtype, cluster.block_tokens);
+                integer(block * u64::from(cluster.kv_blocks))
+            }
+            "server.host" => text(&self.server.host),
+            "server.port" => integer(self.server.port.into()),
+            "server.api_key_file" => file(&self.server.api_key_file),
+            "server.max_body" => integer(self.server.max_body.0),
+            "server.request_timeout_s" => seconds(self.server.request_timeout),
+            "server.drain_timeout_s" => seconds(self.server.drain_timeout),
+            "log.level" => text(&self.log.level),
+            "log.format" => text(match self.log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            }),
+            "trace.file" => file(&self.trace.file),
+            "trace.spans" => integer(cluster.timeline_spans as u64),
+            _ => None,
+        }
+    }
+}
+
+fn context(raw: &Raw, spec: &ModelSpec, problems: &mut Vec<Problem>) -> u32 {
+    let model_max = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+    match raw.limits.max_context {
+        Auto::Auto => model_max.min(CONTEXT_AUTO_MAX),
+        Auto::Value(context) if context > model_max => {
+            let message = format!("is {context}, but the model was made for {model_max} tokens at most");
+            problems.push(Problem::derived("limits.max_context", message));
+            model_max
+        }
+        Auto::Value(context) => context,
+    }
+}
+
+/// Bytes of one block of KV cache: keys and values of every layer.
+fn kv_block_bytes(spec: &ModelSpec, dtype: ComputeType, block_tokens: u32) -> u64 {
+    let token = 2 * spec.layers.len() * spec.kv_heads * spec.head_dim * dtype.bytes();
+    token as u64 * u64::from(block_tokens)
+}
+
+/// Blocks of KV cache of each attention worker: at least enough for one sequence of full length.
+fn kv_blocks(
+    raw: &Raw,
+    spec: &ModelSpec,
+    dtype: ComputeType,
+    context: u32,
+    available: Option<u64>,
+    demand: Demand,
+    problems: &mut Vec<Problem>,
+) -> u32 {
+    let block_tokens = raw.cluster.block_tokens;
+    let block = kv_block_bytes(spec, dtype, block_tokens);
+    let workers = u64::from(raw.cluster.attention_workers);
+    let one_context = u64::from(context.div_ceil(block_tokens));
+    let blocks = match raw.limits.kv_cache_memory {
+        Auto::Value(ByteSize(bytes)) => bytes / block,
+        Auto::Auto => {
+            let wanted = match demand {
+                Demand::Serving => KV_CONTEXTS_AUTO * one_context,
+                Demand::Batch { sequences, tokens } => {
+                    let each = u64::from(tokens.min(context).div_ceil(block_tokens));
+                    (u64::from(sequences).div_ceil(workers) * each).max(one_context)
+                }
+            };
+            wanted.min(available.map_or(u64::MAX, |bytes| bytes / KV_SHARE_AUTO / workers / block))
+        }
+    };
+    if blocks < one_context {
+        let source = match (raw.limits.kv_cache_memory, available) {
+            (Auto::Auto, Some(available)) => {
+                let available = ByteSize(available);
+                format!("`auto` (a quarter of the {available} available, over {workers} attention workers)")
+            }
+            (Auto::Auto, None) => "`auto`".to_owned(),
+            (Auto::Value(size), _) => size.to_string(),
+        };
+        problems.push(Problem::derived(
+            "limits.kv_cache_memory",
+            format!(
+                "is {source}, which holds {blocks} blocks of {}; one sequence of {context} tokens needs {one_context} ({}). \
+                 Lower `limits.max_context` or give more memory",
+                ByteSize(block),
+                ByteSize(block * one_context)
+            ),
+        ));
+    }
+    u32::try_from(blocks).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

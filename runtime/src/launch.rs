@@ -1,0 +1,97 @@
+//! From a configuration to a running engine: open the model, resolve the settings, check memory, start the workers.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use volley_actors::{Cluster, MemoryPlan};
+use volley_models::{ChatError, ModelDir, ModelError};
+
+use crate::config::{ByteSize, Demand, Raw, Settings};
+use crate::engine::Engine;
+use crate::failure::Failure;
+use crate::progress::LoadDisplay;
+use crate::{demo, memory};
+
+/// A model and settings that fit each other and the machine; nothing runs yet.
+#[derive(Debug)]
+pub struct Launch {
+    /// The model, opened and checked.
+    pub model: ModelDir,
+    /// What the configuration means for it.
+    pub settings: Settings,
+    /// The memory it takes.
+    pub memory: MemoryPlan,
+}
+
+/// Opens the model of a configuration.
+///
+/// # Errors
+/// When its files are absent or refused.
+pub fn open_model(raw: &Raw) -> Result<ModelDir, ModelError> {
+    match raw.model_path() {
+        Some(path) => ModelDir::open(path, raw.load_format()),
+        None => demo::model_dir(),
+    }
+}
+
+/// Refuses a plan that takes more than the `available` bytes, and shows the arithmetic.
+///
+/// # Errors
+/// With every part of the plan.
+pub fn check_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<(), Failure> {
+    match available {
+        Some(available) if plan.total() > available => Err(Failure::new(format!(
+            "the cluster takes {}, but only {} are available on this machine:\n{plan}\n\
+             Lower limits.kv_cache_memory, limits.max_batch_tokens or the number of workers, choose --dtype bf16, or take a larger machine",
+            ByteSize(plan.total()),
+            ByteSize(available),
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl Launch {
+    /// Opens the model, resolves the settings and checks that they fit this machine's memory.
+    ///
+    /// # Errors
+    /// When the model is refused, contradicts the configuration, or does not fit.
+    pub fn prepare(raw: &Raw, demand: Demand) -> Result<Launch, Failure> {
+        let model = open_model(raw)?;
+        let available = memory::available_bytes();
+        let settings = Settings::resolve(raw, model.spec(), model.name(), available, demand)?;
+        let memory = settings.cluster.memory(model.spec())?;
+        check_memory(&memory, available)?;
+        Ok(Launch { model, settings, memory })
+    }
+
+    /// Starts the workers and waits until all have their weights. `display` is told how far they are.
+    ///
+    /// # Errors
+    /// When the tokenizer or the chat template is refused, or a worker cannot load.
+    pub fn start(self, display: &Arc<LoadDisplay>) -> Result<Engine, Failure> {
+        let Launch { model, settings, .. } = self;
+        let tokenizer = Arc::new(model.tokenizer()?);
+        let chat = match model.chat_template() {
+            Ok(template) => Some(template),
+            // A base model speaks completions only.
+            Err(ModelError::Chat { source: ChatError::NoTemplate, .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let shown = Arc::clone(display);
+        let progress = Arc::new(move |progress| shown.update(&progress));
+        let context = settings.cluster.context;
+        let cluster = Cluster::start(settings.cluster, model.weights(), None, progress)?;
+        display.finish();
+        Ok(Engine {
+            model: settings.model.name,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
+            spec: model.spec().clone(),
+            context,
+            tokenizer,
+            chat,
+            defaults: model.generation_defaults(),
+            client: cluster.client(),
+            cluster: Arc::new(cluster),
+        })
+    }
+}

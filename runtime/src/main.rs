@@ -1,0 +1,5 @@
+//! The program `volley`.
+
+fn main() -> std::process::ExitCode {
+    volley::cli::main()
+}
