@@ -15,7 +15,7 @@ use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
-use crate::supervisor::{Blueprint, LoadProgress, LoadReporter, Shutdown, Supervisor};
+use crate::supervisor::{Blueprint, CrashWorker, LoadProgress, LoadReporter, Shutdown, Supervisor};
 use crate::timeline::Timeline;
 
 /// Experts with a series of their own in the metrics.
@@ -36,7 +36,9 @@ pub struct Cluster {
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster").field("client", &self.client).finish_non_exhaustive()
+        f.debug_struct("Cluster")
+            .field("client", &self.client)
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,7 +176,10 @@ impl Cluster {
         let total = |expert: usize| layers.iter().map(|layer| layer[expert]).sum::<u64>();
         let totals: Vec<u64> = (0..experts).map(total).collect();
 
-        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         published.resize(experts.min(EXPERT_SERIES_MAX), 0);
         for (expert, before) in published.iter_mut().enumerate() {
             let counter = counter!(names::EXPERT_ROWS, "expert" => expert.to_string());
@@ -186,7 +191,8 @@ impl Cluster {
         let mut rest = totals.as_slice();
         let loads: Vec<u64> = (0..workers)
             .map(|worker| {
-                let (mine, others) = rest.split_at(experts / workers + usize::from(worker < experts % workers));
+                let (mine, others) =
+                    rest.split_at(experts / workers + usize::from(worker < experts % workers));
                 rest = others;
                 mine.iter().sum()
             })
@@ -196,15 +202,27 @@ impl Cluster {
         gauge!(names::EXPERT_BALANCE).set(if max > 0 { mean / max as f64 } else { 1.0 });
     }
 
+    /// Makes a worker's thread panic, to try out what a failure does: the worker is rebuilt, and every request goes on. An unknown worker is
+    /// ignored.
+    pub fn crash(&self, worker: WorkerId) {
+        self.supervisor.do_send(CrashWorker(worker));
+    }
+
     /// Takes no new requests, lets those under way finish until the deadline, then stops every thread. Requests that are cut off end with an error that says so.
     /// A second call returns at once.
     pub fn shutdown(&self, deadline: Duration) {
-        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let control = self
+            .control
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let Some(control) = control else { return };
         let (done, threads) = mpsc::channel();
         self.supervisor.do_send(Shutdown { deadline, done });
         let until = Instant::now() + deadline + JOIN_DEADLINE;
-        let threads = threads.recv_timeout(deadline + JOIN_DEADLINE).unwrap_or_default();
+        let threads = threads
+            .recv_timeout(deadline + JOIN_DEADLINE)
+            .unwrap_or_default();
         for thread in threads.into_iter().chain([control]) {
             let name = thread.thread().name().unwrap_or("worker").to_owned();
             while !thread.is_finished() && Instant::now() < until {

@@ -9,6 +9,9 @@ use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
 use crate::cluster::ClusterError;
 
+/// Rows of one expert computed at once; larger groups are worked off in pieces, so that scratch stays small.
+const EXPERT_ROWS: u32 = 512;
+
 /// Shape and limits of a cluster. Everything is sized from this at start-up; nothing grows later.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterConfig {
@@ -39,6 +42,26 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// One attention and one expert worker, two micro-batches, and room for eight full contexts of at most 4,096 tokens.
+    pub fn for_model(spec: &ModelSpec) -> Self {
+        let context = spec.max_positions.min(4096) as u32;
+        let block_tokens = 16;
+        ClusterConfig {
+            attention_workers: 1,
+            expert_workers: 1,
+            micro_batches: 2,
+            dtype: ComputeType::for_stored(spec.stored_as),
+            context,
+            block_tokens,
+            kv_blocks: 8 * context.div_ceil(block_tokens),
+            max_rows: 512,
+            prefill_tokens: 256,
+            max_waiting: 1024,
+            peer_deadline: Duration::from_secs(30),
+            timeline_spans: 0,
+        }
+    }
+
     /// Checks the numbers against each other and the model.
     ///
     /// # Errors
@@ -48,15 +71,27 @@ impl ClusterConfig {
             if (low..=high).contains(&value) {
                 Ok(())
             } else {
-                Err(ClusterError::Config(format!("{name} is {value}; it must be from {low} to {high}")))
+                Err(ClusterError::Config(format!(
+                    "{name} is {value}; it must be from {low} to {high}"
+                )))
             }
         };
         range("attention_workers", self.attention_workers.into(), 1, 1024)?;
         range("expert_workers", self.expert_workers.into(), 1, 1024)?;
         range("micro_batches", self.micro_batches.into(), 1, 64)?;
-        range("max_context", self.context.into(), 1, spec.max_positions as u64)?;
+        range(
+            "max_context",
+            self.context.into(),
+            1,
+            spec.max_positions as u64,
+        )?;
         range("max_batch_tokens", self.max_rows.into(), 1, 1 << 20)?;
-        range("prefill_tokens", self.prefill_tokens.into(), 1, self.max_rows.into())?;
+        range(
+            "prefill_tokens",
+            self.prefill_tokens.into(),
+            1,
+            self.max_rows.into(),
+        )?;
         range("block_tokens", self.block_tokens.into(), 1, 1024)?;
         let positions = u64::from(self.kv_blocks) * u64::from(self.block_tokens);
         if positions < u64::from(self.context) {
@@ -75,23 +110,37 @@ impl ClusterConfig {
     pub fn memory(&self, spec: &ModelSpec) -> Result<MemoryPlan, ClusterError> {
         self.check(spec)?;
         let shape = self.shape(spec)?;
-        let attention = AttentionModule::memory(spec, &self.attention_options())?;
+        let attention = AttentionModule::memory(spec, self.attention_options())?;
+        let (weights, kv, scratch) = (
+            attention.weights as u64,
+            attention.kv as u64,
+            attention.scratch as u64,
+        );
         let slots = shape.topology(self.micro_batches)?.bytes()? as u64;
-        let (m, n) = (u64::from(self.attention_workers), u64::from(self.expert_workers));
+        let (m, n) = (
+            u64::from(self.attention_workers),
+            u64::from(self.expert_workers),
+        );
         let merged = shape.max_merged()?;
         let placement = Placement::even(Epoch(0), spec.experts as u16, self.expert_workers)?;
         let mut experts = (0, 0);
         for worker in 0..self.expert_workers {
             let local = usize::from(placement.max_local_experts(worker));
-            let estimate = ExpertModule::memory(spec, local, &self.expert_options(merged))?;
-            experts = (experts.0 + estimate.weights, experts.1 + estimate.scratch);
+            let estimate = ExpertModule::memory(spec, local, self.expert_options(merged))?;
+            experts = (
+                experts.0 + estimate.weights as u64,
+                experts.1 + estimate.scratch as u64,
+            );
         }
         // Summed outputs of each micro-batch at attention workers; the grouped batch and its outputs at expert workers.
         let row = spec.hidden as u64 * 4;
         let combined = m * u64::from(self.micro_batches) * u64::from(self.max_rows) * row;
         let grouped = n * u64::from(merged) * row * 2;
         let parts = vec![
-            (format!("attention weights, {m} x {}", Bytes(attention.weights)), m * attention.weights),
+            (
+                format!("attention weights, {m} x {}", Bytes(weights)),
+                m * weights,
+            ),
             (format!("expert weights, on {n} workers"), experts.0),
             (
                 format!(
@@ -100,10 +149,16 @@ impl ClusterConfig {
                     self.block_tokens,
                     m * u64::from(self.kv_blocks) * u64::from(self.block_tokens)
                 ),
-                m * attention.kv,
+                m * kv,
             ),
-            (format!("slots, {m} x {n} x {} lanes", self.micro_batches), slots),
-            ("scratch of all workers".to_owned(), m * attention.scratch + experts.1 + combined + grouped),
+            (
+                format!("slots, {m} x {n} x {} lanes", self.micro_batches),
+                slots,
+            ),
+            (
+                "scratch of all workers".to_owned(),
+                m * scratch + experts.1 + combined + grouped,
+            ),
         ];
         Ok(MemoryPlan { parts })
     }
@@ -134,7 +189,12 @@ impl ClusterConfig {
     }
 
     pub(crate) fn expert_options(&self, merged: u32) -> ExpertOptions {
-        ExpertOptions { dtype: self.dtype, isa: Isa::detect(), max_rows: merged as usize }
+        let max_rows = merged.min(EXPERT_ROWS) as usize;
+        ExpertOptions {
+            dtype: self.dtype,
+            isa: Isa::detect(),
+            max_rows,
+        }
     }
 }
 
@@ -176,6 +236,11 @@ impl std::fmt::Display for Bytes {
             return write!(f, "{} B", self.0);
         }
         let exponent = (self.0.ilog2() / 10) as usize;
-        write!(f, "{:.2} {}", self.0 as f64 / 1024f64.powi(exponent as i32), units[exponent - 1])
+        write!(
+            f,
+            "{:.2} {}",
+            self.0 as f64 / 1024f64.powi(exponent as i32),
+            units[exponent - 1]
+        )
     }
 }

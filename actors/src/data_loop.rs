@@ -17,6 +17,8 @@ pub(crate) enum Signal<C> {
     Command(C),
     /// A new epoch: other lanes, perhaps another placement. What is under way is void.
     Regroup(Box<dyn Endpoint>, Grouping),
+    /// Panic, as a defect would make it: for trying out what a failure does.
+    Crash,
     /// End.
     Stop,
 }
@@ -50,12 +52,18 @@ impl<C: Send + 'static> DataLoop<C> {
     ) -> std::io::Result<Self> {
         let waker = endpoint.waker();
         let (inbox, receiver) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(worker.to_string()).spawn(move || {
-            // What the loop owned is dropped by the unwinding, so its peers see it close.
-            let exit = catch_unwind(AssertUnwindSafe(|| body(endpoint, receiver)));
-            ended(exit.unwrap_or_else(|panic| Exit::Failed(panic_text(panic.as_ref()))));
-        })?;
-        Ok(DataLoop { inbox, waker, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(worker.to_string())
+            .spawn(move || {
+                // What the loop owned is dropped by the unwinding, so its peers see it close.
+                let exit = catch_unwind(AssertUnwindSafe(|| body(endpoint, receiver)));
+                ended(exit.unwrap_or_else(|panic| Exit::Failed(panic_text(panic.as_ref()))));
+            })?;
+        Ok(DataLoop {
+            inbox,
+            waker,
+            thread: Some(thread),
+        })
     }
 
     /// Tells the loop something. A loop that has ended hears nothing: whoever started it was told of its end.
@@ -68,6 +76,11 @@ impl<C: Send + 'static> DataLoop<C> {
         let waker = std::mem::replace(&mut self.waker, endpoint.waker());
         let _ = self.inbox.send(Signal::Regroup(endpoint, grouping));
         waker.wake();
+    }
+
+    /// Makes the loop panic.
+    pub(crate) fn crash(&self) {
+        self.signal(Signal::Crash);
     }
 
     fn signal(&self, signal: Signal<C>) {

@@ -8,7 +8,7 @@
 //!   possible; what is not is named in a [`SchedulerEvent::Refused`], and nothing else is disturbed by it.
 //! * Each accepted plan is one *step* of one micro-batch and ends in exactly one [`StepDone`].
 //! * Up to [`PLANS_AHEAD`] plans of a micro-batch may be under way, so that the next step can be planned while the last one runs.
-//! * [`SchedulerEvent::MembershipChanged`] voids all that is under way: every sequence is back in the waiting state, nothing is lost.
+//! * [`SchedulerEvent::MembershipChanged`] voids all that came before it; every sequence that is not at its end is submitted anew behind it.
 //!
 //! A scheduler that panics or is late loses no request: requests live in the frontend.
 
@@ -46,7 +46,7 @@ pub enum SchedulerEvent {
     Cancel(SequenceId),
     /// A step came to its end.
     StepDone(StepDone),
-    /// The cluster's workers changed, at start and after failures.
+    /// The cluster's workers changed, at start and after failures. Begin with empty books.
     MembershipChanged(Membership),
     /// Parts of a plan could not be carried out.
     Refused(Vec<Refusal>),

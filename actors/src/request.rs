@@ -94,7 +94,12 @@ impl Sampling {
             if (low..=high).contains(&value) {
                 Ok(())
             } else {
-                Err(SamplingError { field, value, low, high })
+                Err(SamplingError {
+                    field,
+                    value,
+                    low,
+                    high,
+                })
             }
         };
         check("temperature", self.temperature, 0.0, 100.0)?;
@@ -185,7 +190,9 @@ pub enum SubmitError {
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
     /// The prompt does not fit the context.
-    #[error("the prompt has {prompt} tokens and max_tokens is {max_tokens}, but this server's context is {context} tokens; shorten one of them")]
+    #[error(
+        "the prompt has {prompt} tokens and max_tokens is {max_tokens}, but this server's context is {context} tokens; shorten one of them"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -195,7 +202,9 @@ pub enum SubmitError {
         context: u32,
     },
     /// A prompt token is not in the vocabulary.
-    #[error("prompt token {token} at position {position} is not in the vocabulary of {vocab} tokens")]
+    #[error(
+        "prompt token {token} at position {position} is not in the vocabulary of {vocab} tokens"
+    )]
     UnknownToken {
         /// The token.
         token: u32,
@@ -208,7 +217,9 @@ pub enum SubmitError {
     #[error(transparent)]
     Sampling(#[from] SamplingError),
     /// As many requests wait as are allowed to.
-    #[error("{waiting} requests are waiting, which is the limit (`limits.max_waiting`); try again later")]
+    #[error(
+        "{waiting} requests are waiting, which is the limit (`limits.max_waiting`); try again later"
+    )]
     QueueFull {
         /// Requests waiting.
         waiting: usize,
@@ -224,6 +235,9 @@ pub enum SubmitError {
 impl SubmitError {
     /// Whether the same request may succeed later or elsewhere (HTTP 503), rather than never (HTTP 400).
     pub fn is_overload(&self) -> bool {
-        matches!(self, SubmitError::QueueFull { .. } | SubmitError::Draining | SubmitError::Stopped)
+        matches!(
+            self,
+            SubmitError::QueueFull { .. } | SubmitError::Draining | SubmitError::Stopped
+        )
     }
 }

@@ -55,8 +55,13 @@ impl LoadReporter {
     pub(crate) fn of(&self, worker: WorkerId) -> impl FnMut(volley_models::Progress) {
         let report = Arc::clone(&self.0);
         move |progress| {
-            let (done_bytes, total_bytes) = (progress.done_bytes, progress.total_bytes);
-            report(LoadProgress { worker, done_bytes, total_bytes });
+            let (done_bytes, total_bytes) =
+                (progress.packed_bytes as u64, progress.total_bytes as u64);
+            report(LoadProgress {
+                worker,
+                done_bytes,
+                total_bytes,
+            });
         }
     }
 }
@@ -160,7 +165,13 @@ impl Supervisor {
         let frontend = self.frontend.clone().recipient();
         let actor = AttentionWorker::new(setup, grouping, endpoint, ctx.address(), frontend)
             .map_err(|error| ClusterError::Thread { worker, error })?;
-        self.attention.insert(worker.index, Seat { life, addr: actor.start() });
+        self.attention.insert(
+            worker.index,
+            Seat {
+                life,
+                addr: actor.start(),
+            },
+        );
         self.loading.insert(worker);
         Ok(())
     }
@@ -191,7 +202,13 @@ impl Supervisor {
         };
         let actor = ExpertWorker::new(setup, grouping, endpoint, ctx.address())
             .map_err(|error| ClusterError::Thread { worker, error })?;
-        self.experts.insert(worker.index, Seat { life, addr: actor.start() });
+        self.experts.insert(
+            worker.index,
+            Seat {
+                life,
+                addr: actor.start(),
+            },
+        );
         self.loading.insert(worker);
         Ok(())
     }
@@ -217,8 +234,15 @@ impl Supervisor {
             micro_batches: config.micro_batches,
             attention: vec![capacity; config.attention_workers as usize],
         };
-        let workers = self.attention.values().map(|seat| seat.addr.clone().recipient()).collect();
-        self.frontend.do_send(Regrouped { membership, workers });
+        let workers = self
+            .attention
+            .values()
+            .map(|seat| seat.addr.clone().recipient())
+            .collect();
+        self.frontend.do_send(Regrouped {
+            membership,
+            workers,
+        });
         if let Some(started) = self.started.take() {
             let _ = started.send(Ok(()));
         }
@@ -242,13 +266,19 @@ impl Supervisor {
         }
         self.loading.remove(&worker);
         let now = Instant::now();
-        self.losses.retain(|&loss| now.duration_since(loss) < LOSS_WINDOW);
+        self.losses
+            .retain(|&loss| now.duration_since(loss) < LOSS_WINDOW);
         self.losses.push(now);
         if self.losses.len() > LOSSES_MAX {
-            self.give_up(format!("{worker} was lost ({reason}), the {}th loss within {LOSS_WINDOW:?}", self.losses.len()));
+            self.give_up(format!(
+                "{worker} was lost ({reason}), the {}th loss within {LOSS_WINDOW:?}",
+                self.losses.len()
+            ));
             return;
         }
-        tracing::error!("{worker} is lost ({reason}); it is rebuilt, and requests go on from the tokens they have");
+        tracing::error!(
+            "{worker} is lost ({reason}); it is rebuilt, and requests go on from the tokens they have"
+        );
         counter!(metric_names::WORKER_RESTARTS, "role" => worker.role.to_string()).increment(1);
         if let Err(error) = self.regroup(ctx) {
             self.give_up(error.to_string());
@@ -356,6 +386,29 @@ pub(crate) struct Regroup {
     pub(crate) grouping: Grouping,
 }
 
+/// Panic, as a defect would make it. To the supervisor: make this worker do so.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct CrashWorker(pub(crate) WorkerId);
+
+impl Handler<CrashWorker> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: CrashWorker, _: &mut Self::Context) {
+        let index = message.0.index;
+        match message.0.role {
+            Role::Attention => self
+                .attention
+                .get(&index)
+                .map(|seat| seat.addr.do_send(message)),
+            Role::Expert => self
+                .experts
+                .get(&index)
+                .map(|seat| seat.addr.do_send(message)),
+        };
+    }
+}
+
 /// End; the answer is the thread to wait for.
 #[derive(Message)]
 #[rtype(result = "Option<JoinHandle<()>>")]
@@ -379,16 +432,28 @@ impl Handler<Shutdown> for Supervisor {
             let _ = frontend.send(Drain).await;
             while Instant::now() < until {
                 match frontend.send(AskStatus).await {
-                    Ok(status) if status.live > 0 => tokio::time::sleep(Duration::from_millis(10)).await,
+                    Ok(status) if status.live > 0 => {
+                        tokio::time::sleep(Duration::from_millis(10)).await
+                    }
                     _ => break,
                 }
             }
         };
         let stop = drained.into_actor(self).then(|(), this, _| {
             this.stopping = true;
-            this.frontend.do_send(GiveUp("the server shut down before this request was complete".into()));
-            let attention: Vec<_> = this.attention.values().map(|s| s.addr.clone().recipient()).collect();
-            let experts: Vec<_> = this.experts.values().map(|s| s.addr.clone().recipient()).collect();
+            this.frontend.do_send(GiveUp(
+                "the server shut down before this request was complete".into(),
+            ));
+            let attention: Vec<_> = this
+                .attention
+                .values()
+                .map(|s| s.addr.clone().recipient())
+                .collect();
+            let experts: Vec<_> = this
+                .experts
+                .values()
+                .map(|s| s.addr.clone().recipient())
+                .collect();
             async move {
                 let mut threads = Vec::new();
                 for worker in attention.into_iter().chain(experts) {

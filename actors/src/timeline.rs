@@ -61,16 +61,36 @@ const FRESH_SPANS: usize = 256;
 impl Timeline {
     /// For these workers, keeping the last `spans_per_worker` spans of each; 0 records nothing.
     pub fn new(workers: impl Iterator<Item = WorkerId>, spans_per_worker: usize) -> Self {
-        let ring = |worker| (worker, Arc::new(Mutex::new(VecDeque::with_capacity(spans_per_worker))));
-        Timeline { spans_per_worker, workers: workers.map(ring).collect() }
+        let ring = |worker| {
+            (
+                worker,
+                Arc::new(Mutex::new(VecDeque::with_capacity(spans_per_worker))),
+            )
+        };
+        Timeline {
+            spans_per_worker,
+            workers: workers.map(ring).collect(),
+        }
     }
 
     /// The end that `worker` records with.
     pub fn recorder(&self, worker: WorkerId) -> Recorder {
-        let ring = self.workers.iter().find(|(id, _)| *id == worker).map(|(_, ring)| Arc::clone(ring));
+        let ring = self
+            .workers
+            .iter()
+            .find(|(id, _)| *id == worker)
+            .map(|(_, ring)| Arc::clone(ring));
         Recorder {
-            spans_max: if ring.is_some() { self.spans_per_worker } else { 0 },
-            fresh: Vec::with_capacity(if self.spans_per_worker > 0 { FRESH_SPANS } else { 0 }),
+            spans_max: if ring.is_some() {
+                self.spans_per_worker
+            } else {
+                0
+            },
+            fresh: Vec::with_capacity(if self.spans_per_worker > 0 {
+                FRESH_SPANS
+            } else {
+                0
+            }),
             ring: ring.unwrap_or_default(),
         }
     }
@@ -78,9 +98,16 @@ impl Timeline {
     /// What was recorded, by worker, in order of time.
     pub fn spans(&self) -> Vec<(WorkerId, Vec<Span>)> {
         let copy = |ring: &Mutex<VecDeque<Span>>| {
-            ring.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+            ring.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .copied()
+                .collect()
         };
-        self.workers.iter().map(|(worker, ring)| (*worker, copy(ring))).collect()
+        self.workers
+            .iter()
+            .map(|(worker, ring)| (*worker, copy(ring)))
+            .collect()
     }
 
     /// Writes all spans in Chrome's trace format (JSON array of complete events, microseconds).
@@ -92,7 +119,12 @@ impl Timeline {
         let mut separator = "";
         for (worker, spans) in self.spans() {
             // Attention workers above expert workers, each in a row of its own.
-            let thread = u32::from(worker.index) + if worker.role == Role::Attention { 1 } else { 100_001 };
+            let thread = u32::from(worker.index)
+                + if worker.role == Role::Attention {
+                    1
+                } else {
+                    100_001
+                };
             write!(
                 out,
                 "{separator}\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{thread},\"name\":\"thread_name\",\"args\":{{\"name\":\"{worker}\"}}}}"
@@ -103,13 +135,24 @@ impl Timeline {
             )?;
             separator = ",";
             for span in spans {
-                let (start, duration) = (span.start.as_nanos(), (span.end.saturating_sub(span.start)).as_nanos());
+                let (start, duration) = (
+                    span.start.as_nanos(),
+                    (span.end.saturating_sub(span.start)).as_nanos(),
+                );
                 let name = span.activity.name();
                 write!(
                     out,
                     ",\n{{\"ph\":\"X\",\"pid\":1,\"tid\":{thread},\"ts\":{}.{:03},\"dur\":{}.{:03},\"name\":\"{name} mb{} L{}\",\"cat\":\"{name}\",\"args\":{{\"micro_batch\":{},\"step\":{},\"layer\":{},\"rows\":{}}}}}",
-                    start / 1000, start % 1000, duration / 1000, duration % 1000,
-                    span.micro_batch.0, span.layer.0, span.micro_batch.0, span.step.0, span.layer.0, span.rows
+                    start / 1000,
+                    start % 1000,
+                    duration / 1000,
+                    duration % 1000,
+                    span.micro_batch.0,
+                    span.layer.0,
+                    span.micro_batch.0,
+                    span.step.0,
+                    span.layer.0,
+                    span.rows
                 )?;
             }
         }
@@ -145,7 +188,9 @@ impl Recorder {
             return;
         }
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let surplus = (ring.len() + self.fresh.len()).saturating_sub(self.spans_max).min(ring.len());
+        let surplus = (ring.len() + self.fresh.len())
+            .saturating_sub(self.spans_max)
+            .min(ring.len());
         ring.drain(..surplus);
         ring.extend(self.fresh.drain(..));
         let surplus = ring.len().saturating_sub(self.spans_max);
@@ -188,6 +233,9 @@ mod tests {
         timeline.write_chrome_trace(&mut json).unwrap();
         let events: Vec<serde_json::Value> = serde_json::from_slice(&json).unwrap();
         assert_eq!(events.len(), 302);
-        assert_eq!((events[2]["ts"].as_f64(), events[2]["dur"].as_f64()), (Some(7000.0), Some(1.5)));
+        assert_eq!(
+            (events[2]["ts"].as_f64(), events[2]["dur"].as_f64()),
+            (Some(7000.0), Some(1.5))
+        );
     }
 }

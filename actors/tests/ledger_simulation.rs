@@ -36,7 +36,10 @@ fn expected(request: &Request) -> (Vec<u32>, FinishReason) {
             return (history.split_off(request.prompt.len()), FinishReason::Stop);
         }
     }
-    (history.split_off(request.prompt.len()), FinishReason::Length)
+    (
+        history.split_off(request.prompt.len()),
+        FinishReason::Length,
+    )
 }
 
 struct Worker {
@@ -58,16 +61,28 @@ struct Simulation {
 
 impl Simulation {
     fn new(workers: usize, micro_batches: u8, kv_blocks: u32, max_rows: u32, prefill: u32) -> Self {
-        let capacity = AttentionCapacity { alive: true, kv_blocks, block_tokens: 4, max_rows };
-        let membership =
-            Membership { epoch: Epoch(1), micro_batches, attention: vec![capacity; workers] };
+        let capacity = AttentionCapacity {
+            alive: true,
+            kv_blocks,
+            block_tokens: 4,
+            max_rows,
+        };
+        let membership = Membership {
+            epoch: Epoch(1),
+            micro_batches,
+            attention: vec![capacity; workers],
+        };
         let worker = || Worker {
             epoch: membership.epoch,
             sequences: Sequences::new(kv_blocks, 4),
             cached: BTreeMap::new(),
             steps: vec![VecDeque::new(); micro_batches as usize],
         };
-        let limits = Limits { context: CONTEXT, vocab: VOCAB as usize, max_waiting: 1000 };
+        let limits = Limits {
+            context: CONTEXT,
+            vocab: VOCAB as usize,
+            max_waiting: 1000,
+        };
         let mut simulation = Simulation {
             ledger: Ledger::new(limits),
             scheduler: PolicyScheduler::new(FirstCome::new(prefill)),
@@ -89,7 +104,9 @@ impl Simulation {
     /// Carries out all outputs, and tells the scheduler one thing. Returns false if there was none.
     fn consult(&mut self) -> bool {
         self.carry_out();
-        let Some(event) = self.ledger.next_event() else { return false };
+        let Some(event) = self.ledger.next_event() else {
+            return false;
+        };
         if let SchedulerEvent::Refused(refused) = &event {
             panic!("the shipped scheduler made a plan that was refused: {refused:?}");
         }
@@ -115,8 +132,13 @@ impl Simulation {
     /// Workers and micro-batches that have a step to take.
     fn busy(&self) -> Vec<(usize, usize)> {
         let lanes = |(index, worker): (usize, &Worker)| {
-            let busy = worker.steps.iter().enumerate().filter(|(_, steps)| !steps.is_empty());
-            busy.map(|(micro_batch, _)| (index, micro_batch)).collect::<Vec<_>>()
+            let busy = worker
+                .steps
+                .iter()
+                .enumerate()
+                .filter(|(_, steps)| !steps.is_empty());
+            busy.map(|(micro_batch, _)| (index, micro_batch))
+                .collect::<Vec<_>>()
         };
         self.workers.iter().enumerate().flat_map(lanes).collect()
     }
@@ -135,8 +157,10 @@ impl Simulation {
     /// All workers are lost and come back empty under a new epoch, with reports of the old one still on their way.
     fn regroup(&mut self) {
         let busy = self.busy();
-        let late: Vec<StepReport> =
-            busy.into_iter().filter_map(|(w, mb)| self.workers[w].step(w as u16, mb)).collect();
+        let late: Vec<StepReport> = busy
+            .into_iter()
+            .filter_map(|(w, mb)| self.workers[w].step(w as u16, mb))
+            .collect();
         self.membership.epoch.0 += 1;
         for worker in &mut self.workers {
             worker.epoch = self.membership.epoch;
@@ -157,8 +181,15 @@ impl Simulation {
                 busy = self.busy();
             }
             if busy.is_empty() {
-                assert_eq!(self.ledger.live(), 0, "requests are left, but nobody has work");
-                assert!(self.ledger.view().is_empty(), "the books are not empty at the end");
+                assert_eq!(
+                    self.ledger.live(),
+                    0,
+                    "requests are left, but nobody has work"
+                );
+                assert!(
+                    self.ledger.view().is_empty(),
+                    "the books are not empty at the end"
+                );
                 return;
             }
             let (worker, micro_batch) = busy[choose(busy.len())];
@@ -171,7 +202,12 @@ impl Simulation {
 impl Worker {
     fn command(&mut self, command: AttentionCommand) {
         match command {
-            AttentionCommand::Admit { sequence, request, generated, limit } => {
+            AttentionCommand::Admit {
+                sequence,
+                request,
+                generated,
+                limit,
+            } => {
                 self.sequences.admit(sequence, request, &generated, limit);
                 self.cached.insert(sequence, 0);
             }
@@ -194,11 +230,18 @@ impl Worker {
         let mut seen = BTreeSet::new();
         for work in &step.work {
             assert!(seen.insert(work.sequence), "a sequence twice in one step");
-            if !self.sequences.prepare(work).expect("the books promise that it can be done") {
+            if !self
+                .sequences
+                .prepare(work)
+                .expect("the books promise that it can be done")
+            {
                 continue;
             }
             let cached = self.cached.get_mut(&work.sequence).expect("admitted");
-            assert_eq!(*cached, work.start, "tokens are computed in order, each once");
+            assert_eq!(
+                *cached, work.start,
+                "tokens are computed in order, each once"
+            );
             *cached += work.tokens;
             let sequence = self.sequences.get_mut(work.sequence).expect("prepared");
             let mut result = SequenceResult {
@@ -215,14 +258,20 @@ impl Worker {
                 result.token = Some(token);
                 result.finished = sequence.push(token);
             } else {
-                result.finished =
-                    sequence.end_without_output((work.start + work.tokens) as usize);
+                result.finished = sequence.end_without_output((work.start + work.tokens) as usize);
             }
             results.push(result);
         }
         let timing = StepTiming::default();
         let (epoch, micro_batch, step) = (step.epoch, step.micro_batch, step.step);
-        Some(StepReport { worker: index, epoch, micro_batch, step, results, timing })
+        Some(StepReport {
+            worker: index,
+            epoch,
+            micro_batch,
+            step,
+            results,
+            timing,
+        })
     }
 }
 
@@ -238,13 +287,19 @@ fn check_complete(events: &[RequestEvent], request: &Request) {
     let (want, reason) = expected(request);
     assert_eq!(tokens(events), want);
     assert_eq!(events.last(), Some(&RequestEvent::Finished(reason)));
-    let ends = events.iter().filter(|event| matches!(event, RequestEvent::Finished(_)));
+    let ends = events
+        .iter()
+        .filter(|event| matches!(event, RequestEvent::Finished(_)));
     assert_eq!(ends.count(), 1);
 }
 
 #[derive(Debug, Clone)]
 enum Act {
-    Submit { prompt: usize, max_tokens: u32, stop: bool },
+    Submit {
+        prompt: usize,
+        max_tokens: u32,
+        stop: bool,
+    },
     Steps(usize),
     Cancel(usize),
     Regroup,
@@ -262,7 +317,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_gets_its_tokens_whatever_happens(
@@ -334,10 +389,13 @@ proptest! {
 #[test]
 fn preemption_happens_and_loses_nothing() {
     let mut simulation = Simulation::new(1, 2, 16, 32, 32);
-    let requests: Vec<Request> =
-        (0..6).map(|i| Request::greedy(vec![i, i + 1, i + 2], 40)).collect();
-    let ids: Vec<SequenceId> =
-        requests.iter().map(|r| simulation.ledger.submit(r.clone(), Duration::ZERO).unwrap()).collect();
+    let requests: Vec<Request> = (0..6)
+        .map(|i| Request::greedy(vec![i, i + 1, i + 2], 40))
+        .collect();
+    let ids: Vec<SequenceId> = requests
+        .iter()
+        .map(|r| simulation.ledger.submit(r.clone(), Duration::ZERO).unwrap())
+        .collect();
     simulation.settle();
     simulation.finish(|n| n - 1);
     assert!(simulation.ledger.totals.preemptions > 0);
@@ -350,26 +408,51 @@ fn preemption_happens_and_loses_nothing() {
 fn what_cannot_run_is_refused_with_the_numbers() {
     let mut simulation = Simulation::new(1, 1, 16, 32, 32);
     let mut submit = |request| simulation.ledger.submit(request, Duration::ZERO);
-    assert_eq!(submit(Request::greedy(vec![], 1)), Err(SubmitError::EmptyPrompt));
+    assert_eq!(
+        submit(Request::greedy(vec![], 1)),
+        Err(SubmitError::EmptyPrompt)
+    );
     let long = submit(Request::greedy(vec![1; 60], 5));
-    assert_eq!(long, Err(SubmitError::TooLong { prompt: 60, max_tokens: 5, context: 64 }));
+    assert_eq!(
+        long,
+        Err(SubmitError::TooLong {
+            prompt: 60,
+            max_tokens: 5,
+            context: 64
+        })
+    );
     assert!(submit(Request::greedy(vec![1; 60], u32::MAX)).is_err());
     let unknown = submit(Request::greedy(vec![1, 1000], 5));
-    assert_eq!(unknown, Err(SubmitError::UnknownToken { token: 1000, position: 1, vocab: 1000 }));
+    assert_eq!(
+        unknown,
+        Err(SubmitError::UnknownToken {
+            token: 1000,
+            position: 1,
+            vocab: 1000
+        })
+    );
     let mut request = Request::greedy(vec![1], 5);
     request.sampling.temperature = f32::NAN;
     assert!(matches!(submit(request), Err(SubmitError::Sampling(_))));
     simulation.ledger.drain();
-    let drained = simulation.ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO);
+    let drained = simulation
+        .ledger
+        .submit(Request::greedy(vec![1], 5), Duration::ZERO);
     assert_eq!(drained, Err(SubmitError::Draining));
 }
 
 #[test]
 fn the_waiting_queue_is_bounded() {
-    let limits = Limits { context: CONTEXT, vocab: VOCAB as usize, max_waiting: 3 };
+    let limits = Limits {
+        context: CONTEXT,
+        vocab: VOCAB as usize,
+        max_waiting: 3,
+    };
     let mut ledger = Ledger::new(limits);
     for _ in 0..3 {
-        ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO).unwrap();
+        ledger
+            .submit(Request::greedy(vec![1], 5), Duration::ZERO)
+            .unwrap();
     }
     let full = ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO);
     assert_eq!(full, Err(SubmitError::QueueFull { waiting: 3 }));

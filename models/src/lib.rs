@@ -9,12 +9,15 @@
 //! each of them once more in plain candle, and the tests hold one against the other.
 
 mod attention;
+mod chat;
 mod checkpoint;
 mod config;
 mod dtype;
 mod dummy;
 mod expert;
 mod ffn;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kernels;
 mod kv_cache;
 mod memory;
@@ -23,9 +26,14 @@ pub mod reference;
 mod spec;
 #[cfg(test)]
 mod testing;
+mod tokenizer;
 mod weights;
 
 pub use attention::{Activations, AttentionModule, AttentionOptions, SequenceSlice};
+pub use chat::{
+    ChatContent, ChatError, ChatMessage, ChatOptions, ChatPart, ChatTemplate, FUEL,
+    OUTPUT_BYTES_MAX,
+};
 pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
@@ -38,10 +46,10 @@ pub use memory::{MemoryEstimate, ModuleError, Progress};
 pub use model_dir::{
     CONFIG_BYTES_MAX, LoadFormat, ModelDir, ModelError, ModelHash, ModelParts, TOKENIZER_BYTES_MAX,
 };
-
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };
+pub use tokenizer::{Detokenizer, Tokenizer, TokenizerError};
 pub use weights::{
     DenseTensor, ElementType, ExpertTensor, MatrixView, TensorId, WeightError, WeightSource,
 };

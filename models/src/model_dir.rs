@@ -9,8 +9,9 @@ use std::{
 };
 
 use crate::{
-    Checkpoint, CheckpointError, ConfigError, DenseTensor, DummyWeights, ExpertTensor,
-    GenerationDefaults, ModelSpec, TensorId, WeightBytes, WeightError, WeightSource, parse_config,
+    ChatError, ChatTemplate, Checkpoint, CheckpointError, ConfigError, DenseTensor, DummyWeights,
+    ExpertTensor, GenerationDefaults, ModelSpec, TensorId, Tokenizer, TokenizerError, WeightBytes,
+    WeightError, WeightSource, parse_config,
 };
 
 /// Largest `config.json`, `generation_config.json`, `tokenizer_config.json` or `chat_template.jinja`, in bytes.
@@ -40,7 +41,6 @@ pub struct ModelDir {
     spec: ModelSpec,
     generation: GenerationDefaults,
     weights: Weights,
-    #[allow(dead_code)]
     texts: Texts,
 }
 
@@ -89,7 +89,7 @@ pub enum ModelError {
         /// The model.
         model: String,
         /// Why.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// The weights were refused.
     #[error(transparent)]
@@ -97,6 +97,22 @@ pub enum ModelError {
     /// A tensor could not be read.
     #[error(transparent)]
     Weight(#[from] WeightError),
+    /// The tokenizer was refused.
+    #[error("{model}: {source}")]
+    Tokenizer {
+        /// The model.
+        model: String,
+        /// Why.
+        source: TokenizerError,
+    },
+    /// The chat template was refused.
+    #[error("{model}: {source}")]
+    Chat {
+        /// The model.
+        model: String,
+        /// Why.
+        source: ChatError,
+    },
 }
 
 /// A number that two workers compare before they work together. Equal models have equal hashes; different shapes, types
@@ -118,7 +134,7 @@ impl ModelDir {
         let (spec, generation) =
             parse_config(&config, generation.as_deref()).map_err(|source| ModelError::Config {
                 model: path.display().to_string(),
-                source,
+                source: Box::new(source),
             })?;
         let weights = match format {
             LoadFormat::Auto => {
@@ -145,7 +161,7 @@ impl ModelDir {
         let (spec, generation) = parse_config(&parts.config, parts.generation_config.as_deref())
             .map_err(|source| ModelError::Config {
                 model: parts.name.clone(),
-                source,
+                source: Box::new(source),
             })?;
         let checkpoint = Checkpoint::from_bytes(&parts.name, parts.weights.clone(), spec.clone())?;
         Ok(ModelDir {
@@ -178,6 +194,37 @@ impl ModelDir {
     /// How its authors want it sampled.
     pub fn generation_defaults(&self) -> GenerationDefaults {
         self.generation
+    }
+
+    /// Reads its tokenizer, which takes a while for a large vocabulary: keep it.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is absent or refused.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        let refused = |source| ModelError::Tokenizer {
+            model: self.name.clone(),
+            source,
+        };
+        let Some(tokenizer) = self.texts.read("tokenizer.json")? else {
+            return Err(refused(TokenizerError::NoTokenizer));
+        };
+        let config = self.texts.read("tokenizer_config.json")?;
+        Tokenizer::from_bytes(&tokenizer, config.as_deref()).map_err(refused)
+    }
+
+    /// Reads and compiles its chat template: keep it.
+    ///
+    /// # Errors
+    /// When the model has none, or one that does not compile.
+    pub fn chat_template(&self) -> Result<ChatTemplate, ModelError> {
+        let jinja = self.texts.read("chat_template.jinja")?;
+        let config = self.texts.read("tokenizer_config.json")?;
+        ChatTemplate::from_bytes(jinja.as_deref(), config.as_deref()).map_err(|source| {
+            ModelError::Chat {
+                model: self.name.clone(),
+                source,
+            }
+        })
     }
 
     /// The hash that workers compare: over the spec, the names, shapes and types of the stored tensors, the sizes of

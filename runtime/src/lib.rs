@@ -2,13 +2,28 @@
 //!
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod failure;
 pub mod flags;
 pub mod http;
+pub mod generate;
+pub mod http;
+pub mod launch;
+pub mod load;
 pub mod logging;
 pub mod memory;
+pub mod numerics;
+pub mod progress;
+pub mod rally;
+pub mod random;
 pub mod recorder;
 pub mod text;
+pub mod serve;
+pub mod stats;
+pub mod text;
+pub mod trace;
+pub mod validate;

@@ -19,6 +19,7 @@ const PARTS: u64 = 4;
 #[derive(Debug)]
 pub struct LoadDisplay {
     mode: Mode,
+    started: Instant,
     state: Mutex<State>,
 }
 
@@ -26,7 +27,6 @@ pub struct LoadDisplay {
 enum Mode {
     Terminal,
     Log,
-    Silent,
 }
 
 #[derive(Debug, Default)]
@@ -38,27 +38,20 @@ struct State {
 }
 
 impl LoadDisplay {
-    /// Lines on standard error if it is a terminal and `quiet` is not wished for, else log lines.
-    pub fn new(quiet: bool) -> Self {
-        let mode = match (quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Mode::Silent,
-            (false, true) => Mode::Terminal,
-            (false, false) => Mode::Log,
-        };
-        LoadDisplay { mode, state: Mutex::default() }
+    /// Lines on standard error if it is a terminal, else log lines.
+    pub fn new() -> Self {
+        let mode = if std::io::stderr().is_terminal() { Mode::Terminal } else { Mode::Log };
+        LoadDisplay { mode, started: Instant::now(), state: Mutex::default() }
     }
 
     /// Takes a worker's news in.
     pub fn update(&self, progress: &LoadProgress) {
-        if self.mode == Mode::Silent {
-            return;
-        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = (progress.done_bytes, progress.total_bytes);
         let (before, _) = state.workers.insert(progress.worker, now).unwrap_or((0, 0));
         match self.mode {
-            Mode::Terminal => state.draw(false),
-            _ => {
+            Mode::Terminal => state.draw(),
+            Mode::Log => {
                 if let Some(part) = part_reached(before, now) {
                     let (worker, total) = (progress.worker, ByteSize(progress.total_bytes));
                     tracing::info!("{worker} has loaded {}% of {total}", part * 100 / PARTS);
@@ -67,17 +60,28 @@ impl LoadDisplay {
         }
     }
 
-    /// Draws the last state; call when all have loaded.
+    /// Takes the lines away again and logs the sum of them; call when all have loaded.
     pub fn finish(&self) {
-        if self.mode == Mode::Terminal {
-            self.state.lock().unwrap_or_else(PoisonError::into_inner).draw(true);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.mode == Mode::Terminal && state.lines_drawn > 0 {
+            let erase = format!("\x1b[{}A\x1b[J", state.lines_drawn);
+            state.lines_drawn = 0;
+            let _ = std::io::stderr().write_all(erase.as_bytes());
         }
+        let bytes = ByteSize(state.workers.values().map(|(_, total)| total).sum());
+        tracing::info!("{} workers have loaded {bytes} in {:.1?}", state.workers.len(), self.started.elapsed());
+    }
+}
+
+impl Default for LoadDisplay {
+    fn default() -> Self {
+        LoadDisplay::new()
     }
 }
 
 impl State {
-    fn draw(&mut self, last: bool) {
-        if !last && self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
+    fn draw(&mut self) {
+        if self.drawn.is_some_and(|drawn| drawn.elapsed() < REDRAW) {
             return;
         }
         let mut text = String::new();

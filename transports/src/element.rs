@@ -3,8 +3,6 @@
 //! bf16 to f32 is exact; f32 to bf16 rounds to nearest, ties to even. Both act on each number alone, so a row's
 //! value never depends on the rows around it.
 
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-
 /// Element type of the rows of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
@@ -101,16 +99,32 @@ impl RowsMut<'_> {
             (Self::F32(to), Rows::F32(from)) => to[range].copy_from_slice(from),
             (Self::Bf16(to), Rows::Bf16(from)) => to[range].copy_from_slice(from),
             (Self::F32(to), Rows::Bf16(from)) => {
-                from.reinterpret_cast::<half::bf16>()
-                    .convert_to_f32_slice(&mut to[range]);
+                to[range]
+                    .iter_mut()
+                    .zip(from)
+                    .for_each(|(to, &bits)| *to = widen(bits));
             }
             (Self::Bf16(to), Rows::F32(from)) => {
                 to[range]
-                    .reinterpret_cast_mut::<half::bf16>()
-                    .convert_from_f32_slice(from);
+                    .iter_mut()
+                    .zip(from)
+                    .for_each(|(to, &value)| *to = narrow(value));
             }
         }
     }
+}
+
+/// The f32 with these upper bits. Without a branch, so that loops over it are vectorised.
+pub(crate) const fn widen(bits: u16) -> f32 {
+    f32::from_bits((bits as u32) << 16)
+}
+
+/// The nearest bf16, ties to even; a NaN stays one. Without a branch, so that loops over it are vectorised.
+const fn narrow(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
 #[cfg(test)]
@@ -127,5 +141,30 @@ mod tests {
         let mut wide = [0f32; 2];
         RowsMut::F32(&mut wide).set_row(0, Rows::Bf16(&bits).row(0, 2));
         assert_eq!(wide, [f32::from_bits(0x3f82_0000), -2.0]);
+    }
+
+    #[test]
+    fn widening_agrees_with_half_for_every_value() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (widen(bits), half::bf16::from_bits(bits).to_f32());
+            assert!(
+                ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(),
+                "{bits:04x}"
+            );
+        }
+    }
+
+    #[test]
+    fn narrowing_agrees_with_half_around_every_tie() {
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(upper) << 16 | lower);
+                assert_eq!(
+                    narrow(value),
+                    half::bf16::from_f32(value).to_bits(),
+                    "{value:e} {upper:04x} {lower:04x}"
+                );
+            }
+        }
     }
 }

@@ -5,12 +5,14 @@ use volley_models::{AttentionModule, AttentionOptions, WeightSource};
 use volley_transports::{Endpoint, ExchangeShape, WorkerId};
 
 use super::data_loop::{AttentionLoop, AttentionParts};
-use crate::cluster_config::ClusterConfig;
 use crate::clock::Clock;
+use crate::cluster_config::ClusterConfig;
 use crate::data_loop::{DataLoop, Exit};
 use crate::placement_map::Grouping;
 use crate::protocol::{AttentionCommand, StepReport};
-use crate::supervisor::{Accused, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
+use crate::supervisor::{
+    Accused, CrashWorker, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded,
+};
 use crate::timeline::Timeline;
 
 /// What an attention worker is built from, again after each loss.
@@ -59,7 +61,9 @@ impl AttentionWorker {
         };
         // Lifecycle words are a handful in a worker's life, so the mailbox bound does not matter to them.
         let ended = move |exit| ended.do_send(WorkerEnded { worker, life, exit });
-        Ok(AttentionWorker { data_loop: DataLoop::start(worker, endpoint, body, ended)? })
+        Ok(AttentionWorker {
+            data_loop: DataLoop::start(worker, endpoint, body, ended)?,
+        })
     }
 }
 
@@ -74,7 +78,9 @@ fn load(
         .map_err(|error| error.to_string())?;
     Ok(AttentionParts {
         worker,
-        activations: (0..setup.config.micro_batches).map(|_| module.activations()).collect(),
+        activations: (0..setup.config.micro_batches)
+            .map(|_| module.activations())
+            .collect(),
         module,
         spec: setup.weights.spec().clone(),
         dtype: setup.config.dtype,
@@ -91,7 +97,12 @@ fn load(
             Err(SendError::Closed(_)) => Ok(()),
         }),
         accuse: Box::new(move |epoch, peer, reason| {
-            accuser.do_send(Accused { by: worker, epoch, peer, reason });
+            accuser.do_send(Accused {
+                by: worker,
+                epoch,
+                peer,
+                reason,
+            });
         }),
     })
 }
@@ -117,6 +128,14 @@ impl Handler<Regroup> for AttentionWorker {
 
     fn handle(&mut self, message: Regroup, _: &mut Self::Context) {
         self.data_loop.regroup(message.endpoint, message.grouping);
+    }
+}
+
+impl Handler<CrashWorker> for AttentionWorker {
+    type Result = ();
+
+    fn handle(&mut self, _: CrashWorker, _: &mut Self::Context) {
+        self.data_loop.crash();
     }
 }
 

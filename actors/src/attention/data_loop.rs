@@ -7,8 +7,8 @@ use volley_models::{
     Activations, AttentionModule, ComputeType, FfnKind, ModelSpec, ModuleError, SequenceSlice,
 };
 use volley_transports::{
-    Endpoint, Epoch, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
-    StepKey, Times, WorkerId,
+    Endpoint, Epoch, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows,
+    Scatter, StepKey, Times, WorkerId,
 };
 
 use super::rally::{Rally, Task};
@@ -133,6 +133,7 @@ impl AttentionLoop {
                 match self.inbox.try_recv() {
                     Ok(Signal::Command(command)) => self.command(command),
                     Ok(Signal::Regroup(endpoint, grouping)) => self.regroup(endpoint, grouping),
+                    Ok(Signal::Crash) => panic!("told to crash"),
                     Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
@@ -141,35 +142,56 @@ impl AttentionLoop {
                 self.event(event);
             }
             self.send_reports();
-            if !self.halted && let Some(task) = self.rally.next(self.parts.clock.now()) {
+            if !self.halted
+                && let Some(task) = self.rally.next(self.parts.clock.now())
+            {
                 self.perform(task)?;
                 continue;
             }
             self.check_deadlines();
             self.parts.recorder.flush();
-            let wait = if self.unsent.is_empty() { IDLE_WAIT } else { Duration::from_millis(1) };
+            let wait = if self.unsent.is_empty() {
+                IDLE_WAIT
+            } else {
+                Duration::from_millis(1)
+            };
             self.endpoint.wait(wait);
         }
     }
 
     fn command(&mut self, command: AttentionCommand) {
         match command {
-            AttentionCommand::Admit { sequence, request, generated, limit } => {
+            AttentionCommand::Admit {
+                sequence,
+                request,
+                generated,
+                limit,
+            } => {
                 self.sequences.admit(sequence, request, &generated, limit);
             }
             AttentionCommand::Release(sequence) => self.sequences.release(sequence),
             AttentionCommand::Reset => {
                 self.rally.reset();
-                self.batches.iter_mut().for_each(|batch| batch.gather.abandon());
+                self.batches
+                    .iter_mut()
+                    .for_each(|batch| batch.gather.abandon());
                 self.sequences.clear();
             }
             AttentionCommand::Step(step) if step.epoch != self.grouping.epoch => {
-                tracing::debug!("{}: {} is of {}, dropped", self.parts.worker, step.step, step.epoch);
+                tracing::debug!(
+                    "{}: {} is of {}, dropped",
+                    self.parts.worker,
+                    step.step,
+                    step.epoch
+                );
             }
             AttentionCommand::Step(step) => {
                 let name = step.step;
                 if !self.rally.open(step, self.parts.clock.now()) {
-                    tracing::error!("{}: {name} names a micro-batch that is not", self.parts.worker);
+                    tracing::error!(
+                        "{}: {name} names a micro-batch that is not",
+                        self.parts.worker
+                    );
                 }
             }
         }
@@ -179,7 +201,9 @@ impl AttentionLoop {
         self.endpoint = endpoint;
         self.grouping = grouping;
         self.rally.reset();
-        self.batches.iter_mut().for_each(|batch| batch.gather.abandon());
+        self.batches
+            .iter_mut()
+            .for_each(|batch| batch.gather.abandon());
         self.halted = false;
     }
 
@@ -194,7 +218,9 @@ impl AttentionLoop {
         let expert = Role::Expert.worker(lane.peer);
         let gather = &mut self.batches[lane.micro_batch.0 as usize].gather;
         let progress = match self.endpoint.received(lane) {
-            Ok(frame) => gather.add(lane.peer, frame).map_err(|error| error.to_string()),
+            Ok(frame) => gather
+                .add(lane.peer, frame)
+                .map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match progress {
@@ -203,8 +229,12 @@ impl AttentionLoop {
                 let slowest = (0..self.parts.shape.expert_workers)
                     .filter_map(times)
                     .max_by_key(|times| times.queued_ns + times.compute_ns)
-                    .unwrap_or(Times { queued_ns: 0, compute_ns: 0 });
-                self.rally.answered(lane.micro_batch, slowest, self.parts.clock.now());
+                    .unwrap_or(Times {
+                        queued_ns: 0,
+                        compute_ns: 0,
+                    });
+                self.rally
+                    .answered(lane.micro_batch, slowest, self.parts.clock.now());
             }
             Ok(Progress::Broken { worker, cause }) => {
                 self.accuse(worker, format!("it failed {}: {cause:?}", lane.micro_batch));
@@ -229,7 +259,10 @@ impl AttentionLoop {
         } else {
             let batch = &mut self.batches[index];
             let out = &mut batch.combined[..batch.rows * self.parts.spec.hidden];
-            batch.gather.combine(&*self.endpoint, out).map_err(|error| error.to_string())?;
+            batch
+                .gather
+                .combine(&*self.endpoint, out)
+                .map_err(|error| error.to_string())?;
             self.parts.module.add_ffn(&mut batch.activations, out);
         }
         while layer < self.parts.spec.layers.len() {
@@ -238,12 +271,16 @@ impl AttentionLoop {
             if self.parts.spec.layers[layer].ffn == FfnKind::Experts {
                 self.dispatch(task.micro_batch, Layer(layer as u16))?;
                 self.record(Activity::Attention, task.micro_batch, layer, start);
-                self.rally.dispatched(task.micro_batch, Layer(layer as u16), self.parts.clock.now());
+                self.rally.dispatched(
+                    task.micro_batch,
+                    Layer(layer as u16),
+                    self.parts.clock.now(),
+                );
                 return Ok(());
             }
             layer += 1;
         }
-        self.sample(task.micro_batch);
+        self.sample(task.micro_batch)?;
         self.record(Activity::Sample, task.micro_batch, layer, start);
         let rows = self.batches[index].rows as u32;
         let now = self.parts.clock.now();
@@ -258,14 +295,18 @@ impl AttentionLoop {
         let batch = &mut self.batches[micro_batch.0 as usize];
         batch.live.clear();
         batch.results.clear();
-        let Some(step) = self.rally.step(micro_batch) else { return };
+        let Some(step) = self.rally.step(micro_batch) else {
+            return;
+        };
         for work in &step.work {
             match self.sequences.prepare(work) {
                 Ok(true) => batch.live.push(*work),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::error!("{}: {}: {error}", self.parts.worker, step.step);
-                    batch.results.push(SequenceResult::failed(work.sequence, error.to_string()));
+                    batch
+                        .results
+                        .push(SequenceResult::failed(work.sequence, error.to_string()));
                 }
             }
         }
@@ -273,7 +314,9 @@ impl AttentionLoop {
         if let Err(error) = Self::load(&mut self.parts.module, batch, &self.sequences) {
             tracing::error!("{}: {}: {error}", self.parts.worker, step.step);
             for work in std::mem::take(&mut batch.live) {
-                batch.results.push(SequenceResult::failed(work.sequence, error.to_string()));
+                batch
+                    .results
+                    .push(SequenceResult::failed(work.sequence, error.to_string()));
             }
             let empty = self.parts.module.begin(&mut batch.activations, &[]);
             debug_assert!(empty.is_ok(), "an empty batch is always taken");
@@ -304,12 +347,19 @@ impl AttentionLoop {
     }
 
     fn dispatch(&mut self, micro_batch: MicroBatch, layer: Layer) -> Result<(), Fatal> {
-        let Some(step) = self.rally.step(micro_batch) else { return Ok(()) };
+        let Some(step) = self.rally.step(micro_batch) else {
+            return Ok(());
+        };
         let batch = &mut self.batches[micro_batch.0 as usize];
-        let key = StepKey { epoch: self.grouping.epoch, step: step.step, layer, micro_batch };
+        let key = StepKey {
+            epoch: self.grouping.epoch,
+            step: step.step,
+            layer,
+            micro_batch,
+        };
         let rows = match self.parts.dtype {
             ComputeType::F32 => Rows::F32(batch.activations.ffn_input()),
-            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16()),
+            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16().unwrap_or(&[])),
         };
         let written = self.scatter.write(
             &mut *self.endpoint,
@@ -325,14 +375,16 @@ impl AttentionLoop {
     }
 
     /// Computes the logits that the step calls for, and from them tokens and log-probabilities.
-    fn sample(&mut self, micro_batch: MicroBatch) {
+    fn sample(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
         let batch = &mut self.batches[micro_batch.0 as usize];
         let vocab = self.parts.spec.vocab;
         // (row, index into `live`, position whose token's logits these are)
         let mut wanted: Vec<(u32, usize, usize)> = Vec::new();
         let mut first_row = 0;
         for (index, work) in batch.live.iter().enumerate() {
-            let Some(sequence) = self.sequences.get(work.sequence) else { continue };
+            let Some(sequence) = self.sequences.get(work.sequence) else {
+                continue;
+            };
             let last = work.start + work.tokens - 1;
             for position in work.start..=last {
                 let target_is_prompt = (position as usize + 1) < sequence.prompt().len();
@@ -344,7 +396,12 @@ impl AttentionLoop {
             first_row += work.tokens;
         }
         let first_result = batch.results.len();
-        batch.results.extend(batch.live.iter().map(|work| SequenceResult::empty(work.sequence, work.start)));
+        batch.results.extend(
+            batch
+                .live
+                .iter()
+                .map(|work| SequenceResult::empty(work.sequence, work.start)),
+        );
         let results = &mut batch.results[first_result..];
         for wanted in wanted.chunks(LOGIT_ROWS) {
             let mut rows = [0u32; LOGIT_ROWS];
@@ -352,15 +409,23 @@ impl AttentionLoop {
                 *slot = *row;
             }
             let logits = &mut self.logits[..wanted.len() * vocab];
-            self.parts.module.logits(&mut batch.activations, &rows[..wanted.len()], logits);
+            let computed =
+                self.parts
+                    .module
+                    .logits(&batch.activations, &rows[..wanted.len()], logits);
+            computed.map_err(|error| error.to_string())?;
             for (logits, &(_, index, position)) in logits.chunks_exact_mut(vocab).zip(wanted) {
                 let work = &batch.live[index];
-                let Some(sequence) = self.sequences.get_mut(work.sequence) else { continue };
+                let Some(sequence) = self.sequences.get_mut(work.sequence) else {
+                    continue;
+                };
                 let result = &mut results[index];
                 if position + 1 < sequence.prompt().len() {
                     let top = sequence.request().prompt_logprobs.unwrap_or(0);
                     let token = sequence.prompt()[position + 1];
-                    result.prompt_logprobs.push(self.sampler.logprob(logits, token, top));
+                    result
+                        .prompt_logprobs
+                        .push(self.sampler.logprob(logits, token, top));
                     continue;
                 }
                 let request = sequence.request();
@@ -378,10 +443,13 @@ impl AttentionLoop {
             }
         }
         for (work, result) in batch.live.iter().zip(results) {
-            if !work.sample && let Some(sequence) = self.sequences.get_mut(work.sequence) {
+            if !work.sample
+                && let Some(sequence) = self.sequences.get_mut(work.sequence)
+            {
                 result.finished = sequence.end_without_output((work.start + work.tokens) as usize);
             }
         }
+        Ok(())
     }
 
     fn finish(&mut self, step: AttentionStep, timing: StepTiming) {
@@ -423,17 +491,35 @@ impl AttentionLoop {
         let names: Vec<String> = missing.iter().map(WorkerId::to_string).collect();
         tracing::warn!(
             "{} has waited {:.1?} for {} ({}, {}, {})",
-            self.parts.worker, wait.age, names.join(", "), wait.layer, wait.micro_batch, wait.step
+            self.parts.worker,
+            wait.age,
+            names.join(", "),
+            wait.layer,
+            wait.micro_batch,
+            wait.step
         );
         self.next_warning = wait.age * 2;
-        if wait.age >= self.parts.peer_deadline && let Some(&peer) = missing.first() {
+        if wait.age >= self.parts.peer_deadline
+            && let Some(&peer) = missing.first()
+        {
             let deadline = self.parts.peer_deadline;
-            self.accuse(peer, format!("it did not answer {} within {deadline:?}", wait.layer));
+            self.accuse(
+                peer,
+                format!("it did not answer {} within {deadline:?}", wait.layer),
+            );
         }
     }
 
-    fn record(&mut self, activity: Activity, micro_batch: MicroBatch, layer: usize, start: Duration) {
-        let Some(step) = self.rally.step(micro_batch) else { return };
+    fn record(
+        &mut self,
+        activity: Activity,
+        micro_batch: MicroBatch,
+        layer: usize,
+        start: Duration,
+    ) {
+        let Some(step) = self.rally.step(micro_batch) else {
+            return;
+        };
         self.parts.recorder.record(Span {
             activity,
             micro_batch,
@@ -460,6 +546,9 @@ impl SequenceResult {
 
     fn failed(sequence: crate::protocol::SequenceId, reason: String) -> Self {
         let finished = Some(FinishReason::Error(reason));
-        SequenceResult { finished, ..SequenceResult::empty(sequence, 0) }
+        SequenceResult {
+            finished,
+            ..SequenceResult::empty(sequence, 0)
+        }
     }
 }

@@ -96,7 +96,11 @@ impl Rally {
         let micro_batch = self.ready.pop_front()?;
         let flight = self.flight(micro_batch);
         let Phase::Ready { layer, since } = flight.phase else {
-            debug_assert!(false, "{micro_batch} was queued in phase {:?}", flight.phase);
+            debug_assert!(
+                false,
+                "{micro_batch} was queued in phase {:?}",
+                flight.phase
+            );
             return None;
         };
         let begins = layer == Layer(0); // layer 0 is reached in no other way
@@ -107,12 +111,19 @@ impl Rally {
             flight.timing.ready += now.saturating_sub(since);
         }
         flight.phase = Phase::Running { since: now };
-        Some(Task { micro_batch, layer, begins })
+        Some(Task {
+            micro_batch,
+            layer,
+            begins,
+        })
     }
 
     /// The running step of a micro-batch.
     pub fn step(&self, micro_batch: MicroBatch) -> Option<&AttentionStep> {
-        self.micro_batches.get(micro_batch.0 as usize)?.steps.front()
+        self.micro_batches
+            .get(micro_batch.0 as usize)?
+            .steps
+            .front()
     }
 
     /// A task ended with the rows of `layer` on their way to the experts.
@@ -126,7 +137,11 @@ impl Rally {
     pub fn answered(&mut self, micro_batch: MicroBatch, slowest: Times, now: Now) {
         let flight = self.flight(micro_batch);
         let Phase::Away { layer, since } = flight.phase else {
-            debug_assert!(false, "{micro_batch} was answered in phase {:?}", flight.phase);
+            debug_assert!(
+                false,
+                "{micro_batch} was answered in phase {:?}",
+                flight.phase
+            );
             return;
         };
         let compute = Duration::from_nanos(slowest.compute_ns);
@@ -134,12 +149,20 @@ impl Rally {
         flight.timing.expert += compute;
         flight.timing.expert_queue += queue;
         flight.timing.network += now.saturating_sub(since).saturating_sub(compute + queue);
-        flight.phase = Phase::Ready { layer: Layer(layer.0 + 1), since: now };
+        flight.phase = Phase::Ready {
+            layer: Layer(layer.0 + 1),
+            since: now,
+        };
         self.ready.push_back(micro_batch);
     }
 
     /// A task ended with the step's last token. The micro-batch begins its next step if one is planned.
-    pub fn finished(&mut self, micro_batch: MicroBatch, rows: u32, now: Now) -> Option<(AttentionStep, StepTiming)> {
+    pub fn finished(
+        &mut self,
+        micro_batch: MicroBatch,
+        rows: u32,
+        now: Now,
+    ) -> Option<(AttentionStep, StepTiming)> {
         let flight = self.flight(micro_batch);
         flight.computed(now);
         flight.timing.total = now.saturating_sub(flight.began);
@@ -157,15 +180,18 @@ impl Rally {
 
     /// Every micro-batch that waits for experts.
     pub fn waits(&self, now: Now) -> impl Iterator<Item = Wait> + '_ {
-        self.micro_batches.iter().zip(0..).filter_map(move |(flight, index)| match flight.phase {
-            Phase::Away { layer, since } => Some(Wait {
-                micro_batch: MicroBatch(index),
-                step: flight.steps.front()?.step,
-                layer,
-                age: now.saturating_sub(since),
-            }),
-            _ => None,
-        })
+        self.micro_batches
+            .iter()
+            .zip(0..)
+            .filter_map(move |(flight, index)| match flight.phase {
+                Phase::Away { layer, since } => Some(Wait {
+                    micro_batch: MicroBatch(index),
+                    step: flight.steps.front()?.step,
+                    layer,
+                    age: now.saturating_sub(since),
+                }),
+                _ => None,
+            })
     }
 
     /// Forgets every step: a new epoch begins.
@@ -180,7 +206,10 @@ impl Rally {
     fn begin_next(&mut self, micro_batch: MicroBatch, now: Now) {
         let flight = self.flight(micro_batch);
         if flight.phase == Phase::Idle && !flight.steps.is_empty() {
-            flight.phase = Phase::Ready { layer: Layer(0), since: now };
+            flight.phase = Phase::Ready {
+                layer: Layer(0),
+                since: now,
+            };
             self.ready.push_back(micro_batch);
         }
     }
@@ -221,7 +250,10 @@ mod tests {
     }
 
     fn times(queued: u64, compute: u64) -> Times {
-        Times { queued_ns: queued * 1_000_000, compute_ns: compute * 1_000_000 }
+        Times {
+            queued_ns: queued * 1_000_000,
+            compute_ns: compute * 1_000_000,
+        }
     }
 
     #[test]
@@ -231,7 +263,14 @@ mod tests {
         assert!(!rally.open(step(2, 2), ms(0)), "there is no micro-batch 2");
 
         let first = rally.next(ms(0)).unwrap();
-        assert_eq!(first, Task { micro_batch: MicroBatch(0), layer: Layer(0), begins: true });
+        assert_eq!(
+            first,
+            Task {
+                micro_batch: MicroBatch(0),
+                layer: Layer(0),
+                begins: true
+            }
+        );
         rally.dispatched(MicroBatch(0), Layer(0), ms(10));
         let second = rally.next(ms(10)).unwrap();
         assert_eq!((second.micro_batch, second.begins), (MicroBatch(1), true));
@@ -239,14 +278,24 @@ mod tests {
         rally.answered(MicroBatch(0), times(1, 5), ms(18));
         rally.dispatched(MicroBatch(1), Layer(0), ms(20));
         let third = rally.next(ms(20)).unwrap();
-        assert_eq!(third, Task { micro_batch: MicroBatch(0), layer: Layer(1), begins: false });
+        assert_eq!(
+            third,
+            Task {
+                micro_batch: MicroBatch(0),
+                layer: Layer(1),
+                begins: false
+            }
+        );
         assert_eq!(rally.next(ms(20)), None);
-        assert_eq!(rally.waits(ms(25)).collect::<Vec<_>>(), [Wait {
-            micro_batch: MicroBatch(1),
-            step: Step(1),
-            layer: Layer(0),
-            age: ms(5),
-        }]);
+        assert_eq!(
+            rally.waits(ms(25)).collect::<Vec<_>>(),
+            [Wait {
+                micro_batch: MicroBatch(1),
+                step: Step(1),
+                layer: Layer(0),
+                age: ms(5),
+            }]
+        );
 
         let (ended, timing) = rally.finished(MicroBatch(0), 3, ms(24)).unwrap();
         assert_eq!(ended.step, Step(0));
@@ -267,7 +316,11 @@ mod tests {
         let mut rally = Rally::new(1);
         assert!(rally.open(step(0, 0), ms(0)) && rally.open(step(0, 1), ms(0)));
         assert_eq!(rally.next(ms(0)).unwrap().layer, Layer(0));
-        assert_eq!(rally.next(ms(0)), None, "one step of a micro-batch at a time");
+        assert_eq!(
+            rally.next(ms(0)),
+            None,
+            "one step of a micro-batch at a time"
+        );
         rally.finished(MicroBatch(0), 1, ms(1));
         assert_eq!(rally.step(MicroBatch(0)).unwrap().step, Step(1));
         assert!(rally.next(ms(1)).unwrap().begins);

@@ -34,7 +34,10 @@ impl Candidate {
 impl Sampler {
     /// For a vocabulary of `vocab` tokens.
     pub fn new(vocab: usize) -> Self {
-        Sampler { candidates: Vec::with_capacity(vocab), counts: vec![0; vocab] }
+        Sampler {
+            candidates: Vec::with_capacity(vocab),
+            counts: vec![0; vocab],
+        }
     }
 
     /// Chooses output token `generated.len()` of a sequence. `logits` are changed by biases and penalties.
@@ -52,16 +55,19 @@ impl Sampler {
         let max = f64::from(logits[argmax(logits) as usize]);
         let temperature = f64::from(sampling.temperature);
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).map(|(&logit, token)| Candidate {
-            token,
-            weight: ((f64::from(logit) - max) / temperature).exp(),
-        }));
+        self.candidates
+            .extend(logits.iter().zip(0..).map(|(&logit, token)| Candidate {
+                token,
+                weight: ((f64::from(logit) - max) / temperature).exp(),
+            }));
         if sampling.min_p > 0.0 {
-            self.candidates.retain(|c| c.weight >= f64::from(sampling.min_p));
+            self.candidates
+                .retain(|c| c.weight >= f64::from(sampling.min_p));
         }
         let top_k = sampling.top_k as usize;
         if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
+            self.candidates
+                .select_nth_unstable_by(top_k - 1, Candidate::order);
             self.candidates.truncate(top_k);
         }
         if sampling.top_p < 1.0 {
@@ -76,7 +82,9 @@ impl Sampler {
             }
         }
         // Rounding can leave a remainder behind the last candidate.
-        self.candidates.last().map_or_else(|| argmax(logits), |c| c.token)
+        self.candidates
+            .last()
+            .map_or_else(|| argmax(logits), |c| c.token)
     }
 
     /// Biases and penalties, in place.
@@ -102,7 +110,11 @@ impl Sampler {
                 // `counts` marks what was scaled already: each distinct token once.
                 if std::mem::replace(&mut self.counts[token as usize], 1) == 0 {
                     let logit = &mut logits[token as usize];
-                    *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+                    *logit = if *logit > 0.0 {
+                        *logit / repetition
+                    } else {
+                        *logit * repetition
+                    };
                 }
             }
             for &token in prompt.iter().chain(generated) {
@@ -131,7 +143,8 @@ impl Sampler {
         loop {
             head = head.min(self.candidates.len());
             if head < self.candidates.len() {
-                self.candidates.select_nth_unstable_by(head - 1, Candidate::order);
+                self.candidates
+                    .select_nth_unstable_by(head - 1, Candidate::order);
             }
             self.candidates[..head].sort_unstable_by(Candidate::order);
             let mut sum = 0.0;
@@ -152,12 +165,17 @@ impl Sampler {
     /// The log-probability of `token` under unmodified `logits`, and the `top` most probable ones.
     pub fn logprob(&mut self, logits: &[f32], token: u32, top: u8) -> TokenLogprob {
         let max = f64::from(logits[argmax(logits) as usize]);
-        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+        let sum: f64 = logits
+            .iter()
+            .map(|&logit| (f64::from(logit) - max).exp())
+            .sum();
         let normalizer = max + sum.ln();
         let logprob = |token: u32| (f64::from(logits[token as usize]) - normalizer) as f32;
         let top = top.min(LOGPROBS_MAX) as usize;
         let best = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+            logits[*b as usize]
+                .total_cmp(&logits[*a as usize])
+                .then(a.cmp(b))
         };
         let mut tokens: Vec<u32> = Vec::new();
         if top > 0 {
@@ -171,7 +189,10 @@ impl Sampler {
         TokenLogprob {
             token,
             logprob: logprob(token),
-            top: tokens.into_iter().map(|token| (token, logprob(token))).collect(),
+            top: tokens
+                .into_iter()
+                .map(|token| (token, logprob(token)))
+                .collect(),
         }
     }
 }
@@ -203,7 +224,10 @@ mod tests {
     use super::*;
 
     fn sampling(temperature: f32) -> Sampling {
-        Sampling { temperature, ..Sampling::greedy() }
+        Sampling {
+            temperature,
+            ..Sampling::greedy()
+        }
     }
 
     #[test]
@@ -220,15 +244,25 @@ mod tests {
         let mut counts = [0u32; 3];
         let generated = vec![0u32; 20_000];
         for position in 0..20_000 {
-            let token = sampler.sample(&mut logits.clone(), &sampling(1.0), &[0], &generated[..position]);
+            let token = sampler.sample(
+                &mut logits.clone(),
+                &sampling(1.0),
+                &[0],
+                &generated[..position],
+            );
             counts[token as usize] += 1;
         }
         let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         for (count, logit) in counts.iter().zip(logits) {
             let expected = f64::from(logit).exp() / total;
-            assert!((f64::from(*count) / 20_000.0 - expected).abs() < 0.01, "{counts:?}");
+            assert!(
+                (f64::from(*count) / 20_000.0 - expected).abs() < 0.01,
+                "{counts:?}"
+            );
         }
-        let draw = |sampler: &mut Sampler| sampler.sample(&mut logits.clone(), &sampling(1.0), &[0], &[1, 2]);
+        let draw = |sampler: &mut Sampler| {
+            sampler.sample(&mut logits.clone(), &sampling(1.0), &[0], &[1, 2])
+        };
         assert_eq!(draw(&mut sampler), draw(&mut Sampler::new(3)));
     }
 
@@ -239,7 +273,10 @@ mod tests {
         let seen = |sampler: &mut Sampler, sampling: Sampling| {
             let mut seen = [false; 5];
             for seed in 0..2000 {
-                let sampling = Sampling { seed, ..sampling.clone() };
+                let sampling = Sampling {
+                    seed,
+                    ..sampling.clone()
+                };
                 seen[sampler.sample(&mut logits.clone(), &sampling, &[0], &[]) as usize] = true;
             }
             seen
@@ -247,9 +284,21 @@ mod tests {
         let base = sampling(1.0);
         let all = seen(&mut sampler, base.clone());
         assert_eq!(all, [true; 5]);
-        let top_k = seen(&mut sampler, Sampling { top_k: 2, ..base.clone() });
+        let top_k = seen(
+            &mut sampler,
+            Sampling {
+                top_k: 2,
+                ..base.clone()
+            },
+        );
         assert_eq!(top_k, [false, false, false, true, true]);
-        let top_p = seen(&mut sampler, Sampling { top_p: 0.9, ..base.clone() });
+        let top_p = seen(
+            &mut sampler,
+            Sampling {
+                top_p: 0.9,
+                ..base.clone()
+            },
+        );
         assert_eq!(top_p, [false, false, true, true, true]);
         let min_p = seen(&mut sampler, Sampling { min_p: 0.3, ..base });
         assert_eq!(min_p, [false, false, false, true, true]);
@@ -264,23 +313,55 @@ mod tests {
             sampler.sample(&mut logits.clone(), sampling, prompt, generated)
         };
         assert_eq!(choose(&greedy, &[2], &[0]), 0);
-        assert_eq!(choose(&Sampling { presence_penalty: 0.2, ..greedy.clone() }, &[2], &[0]), 1);
-        let frequency = Sampling { frequency_penalty: 0.06, ..greedy.clone() };
+        assert_eq!(
+            choose(
+                &Sampling {
+                    presence_penalty: 0.2,
+                    ..greedy.clone()
+                },
+                &[2],
+                &[0]
+            ),
+            1
+        );
+        let frequency = Sampling {
+            frequency_penalty: 0.06,
+            ..greedy.clone()
+        };
         assert_eq!(choose(&frequency, &[2], &[0]), 0);
         assert_eq!(choose(&frequency, &[2], &[0, 0]), 1);
         // The prompt counts for the repetition penalty only, and each token once.
-        let repetition = Sampling { repetition_penalty: 1.5, ..greedy.clone() };
+        let repetition = Sampling {
+            repetition_penalty: 1.5,
+            ..greedy.clone()
+        };
         assert_eq!(choose(&repetition, &[0, 0], &[]), 1);
         assert_eq!(choose(&repetition, &[0, 1], &[1, 0]), 0);
-        assert_eq!(choose(&Sampling { logit_bias: vec![(2, 1.0)], ..greedy }, &[0], &[]), 2);
+        assert_eq!(
+            choose(
+                &Sampling {
+                    logit_bias: vec![(2, 1.0)],
+                    ..greedy
+                },
+                &[0],
+                &[]
+            ),
+            2
+        );
     }
 
     #[test]
     fn logprobs_are_normalised_and_sorted() {
         let mut sampler = Sampler::new(3);
         let logprob = sampler.logprob(&[1.0, 3.0, 2.0], 0, 2);
-        assert_eq!(logprob.top.iter().map(|&(t, _)| t).collect::<Vec<_>>(), [1, 2]);
-        let sum: f32 = [0, 1, 2].map(|t| sampler.logprob(&[1.0, 3.0, 2.0], t, 0).logprob.exp()).iter().sum();
+        assert_eq!(
+            logprob.top.iter().map(|&(t, _)| t).collect::<Vec<_>>(),
+            [1, 2]
+        );
+        let sum: f32 = [0, 1, 2]
+            .map(|t| sampler.logprob(&[1.0, 3.0, 2.0], t, 0).logprob.exp())
+            .iter()
+            .sum();
         assert!((sum - 1.0).abs() < 1e-6);
     }
 }

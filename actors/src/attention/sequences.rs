@@ -93,7 +93,12 @@ pub struct Sequences {
 impl Sequences {
     /// None, and all of `blocks` KV blocks of `block_tokens` positions free.
     pub fn new(blocks: u32, block_tokens: usize) -> Self {
-        Sequences { known: HashMap::new(), free: (0..blocks).rev().collect(), blocks, block_tokens }
+        Sequences {
+            known: HashMap::new(),
+            free: (0..blocks).rev().collect(),
+            blocks,
+            block_tokens,
+        }
     }
 
     /// Makes a sequence known.
@@ -104,7 +109,17 @@ impl Sequences {
         let limit = limit as usize;
         let prompt = request.prompt.len();
         let blocks = Vec::with_capacity(limit.div_ceil(self.block_tokens));
-        self.known.insert(id, Sequence { request, tokens, prompt, limit, blocks, ended: false });
+        self.known.insert(
+            id,
+            Sequence {
+                request,
+                tokens,
+                prompt,
+                limit,
+                blocks,
+                ended: false,
+            },
+        );
     }
 
     /// Forgets a sequence and frees its blocks. An unknown one is ignored.
@@ -136,7 +151,9 @@ impl Sequences {
             return Err(SequenceError::Positions(id, sequence.tokens.len(), end));
         }
         while sequence.blocks.len() * self.block_tokens < end {
-            sequence.blocks.push(self.free.pop().ok_or(SequenceError::NoBlock(id))?);
+            sequence
+                .blocks
+                .push(self.free.pop().ok_or(SequenceError::NoBlock(id))?);
         }
         Ok(true)
     }

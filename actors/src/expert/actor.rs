@@ -8,11 +8,13 @@ use volley_transports::{Endpoint, ExchangeShape, WorkerId};
 
 use super::data_loop::{ExpertCommand, ExpertLoop, ExpertParts};
 use super::load::ExpertLoad;
-use crate::cluster_config::ClusterConfig;
 use crate::clock::Clock;
+use crate::cluster_config::ClusterConfig;
 use crate::data_loop::{DataLoop, Exit};
 use crate::placement_map::Grouping;
-use crate::supervisor::{Accused, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded};
+use crate::supervisor::{
+    Accused, CrashWorker, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded,
+};
 use crate::timeline::Timeline;
 
 /// What an expert worker is built from, again after each loss.
@@ -60,7 +62,9 @@ impl ExpertWorker {
             }
         };
         let ended = move |exit| ended.do_send(WorkerEnded { worker, life, exit });
-        Ok(ExpertWorker { data_loop: DataLoop::start(worker, endpoint, body, ended)? })
+        Ok(ExpertWorker {
+            data_loop: DataLoop::start(worker, endpoint, body, ended)?,
+        })
     }
 }
 
@@ -72,9 +76,16 @@ fn load(
     let worker = setup.worker;
     let mut progress = setup.progress.of(worker);
     // The first epochs have one map for all layers.
-    let experts = grouping.placement.local_experts(volley_transports::Layer(0), worker.index);
-    let module = ExpertModule::load(&*setup.weights, experts, setup.options.clone(), &mut progress)
-        .map_err(|error| error.to_string())?;
+    let experts = grouping
+        .placement
+        .local_experts(volley_transports::Layer(0), worker.index);
+    let module = ExpertModule::load(
+        &*setup.weights,
+        experts,
+        setup.options.clone(),
+        &mut progress,
+    )
+    .map_err(|error| error.to_string())?;
     Ok(ExpertParts {
         worker,
         module,
@@ -87,7 +98,12 @@ fn load(
         recorder: setup.timeline.recorder(worker),
         load: setup.load,
         accuse: Box::new(move |epoch, peer, reason| {
-            accuser.do_send(Accused { by: worker, epoch, peer, reason });
+            accuser.do_send(Accused {
+                by: worker,
+                epoch,
+                peer,
+                reason,
+            });
         }),
     })
 }
@@ -101,6 +117,14 @@ impl Handler<Regroup> for ExpertWorker {
 
     fn handle(&mut self, message: Regroup, _: &mut Self::Context) {
         self.data_loop.regroup(message.endpoint, message.grouping);
+    }
+}
+
+impl Handler<CrashWorker> for ExpertWorker {
+    type Result = ();
+
+    fn handle(&mut self, _: CrashWorker, _: &mut Self::Context) {
+        self.data_loop.crash();
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use volley_models::{ComputeType, ExpertModule, ModelSpec};
+use volley_models::{ComputeType, ExpertModule, ModelSpec, kernels};
 use volley_transports::{
-    Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Rows, RowsMut, Status,
-    StepKey, Times, WorkerId,
+    Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Role, Rows, RowsMut,
+    Status, StepKey, Times, WorkerId,
 };
 
 use super::load::ExpertLoad;
@@ -76,7 +76,8 @@ impl ExpertLoop {
         inbox: mpsc::Receiver<Signal<ExpertCommand>>,
     ) -> Result<Self, Fatal> {
         let shape = parts.shape;
-        let size = shape.max_merged().map_err(|error| error.to_string())? as usize * shape.hidden as usize;
+        let size =
+            shape.max_merged().map_err(|error| error.to_string())? as usize * shape.hidden as usize;
         let mut this = ExpertLoop {
             rounds: Vec::new(),
             ready: VecDeque::with_capacity(parts.micro_batches as usize),
@@ -113,6 +114,7 @@ impl ExpertLoop {
                     self.ready.clear();
                     self.rounds = self.fresh_rounds()?;
                 }
+                Ok(Signal::Crash) => panic!("told to crash"),
                 Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 Err(mpsc::TryRecvError::Empty) => {}
             }
@@ -120,7 +122,9 @@ impl ExpertLoop {
                 match event {
                     Event::Arrived { lane, .. } => self.arrived(lane),
                     Event::Lost { peer, reason } => {
-                        self.rounds.iter_mut().for_each(|round| round.merge.lose(peer.index));
+                        self.rounds
+                            .iter_mut()
+                            .for_each(|round| round.merge.lose(peer.index));
                         (self.parts.accuse)(self.grouping.epoch, peer, reason.to_string());
                     }
                 }
@@ -137,11 +141,17 @@ impl ExpertLoop {
 
     fn fresh_rounds(&self) -> Result<Vec<Round>, Fatal> {
         let parts = &self.parts;
-        let locals = self.grouping.placement.max_local_experts(parts.worker.index);
+        let locals = self
+            .grouping
+            .placement
+            .max_local_experts(parts.worker.index);
         (0..parts.micro_batches)
             .map(|index| {
                 let merge = Merge::new(parts.shape, parts.worker.index, MicroBatch(index), locals);
-                Ok(Round { merge: merge.map_err(|error| error.to_string())?, began: None })
+                Ok(Round {
+                    merge: merge.map_err(|error| error.to_string())?,
+                    began: None,
+                })
             })
             .collect()
     }
@@ -149,14 +159,31 @@ impl ExpertLoop {
     fn arrived(&mut self, lane: Lane) {
         let round = &mut self.rounds[lane.micro_batch.0 as usize];
         round.began.get_or_insert_with(|| self.parts.clock.now());
-        match round.merge.arrived(&mut *self.endpoint, &self.grouping.placement, lane) {
+        match round
+            .merge
+            .arrived(&mut *self.endpoint, &self.grouping.placement, lane)
+        {
             Ok(Arrival::Ready(_)) => self.ready.push_back(lane.micro_batch),
             Ok(_) => {}
             Err(error) => {
-                let peer = volley_transports::Role::Attention.worker(lane.peer);
+                let peer = Role::Attention.worker(lane.peer);
                 (self.parts.accuse)(self.grouping.epoch, peer, error.to_string());
             }
         }
+    }
+
+    /// Looks again at dispatches that came before their turn: those of an attention worker that sat out the step which was just computed.
+    fn revisit(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
+        let round = &mut self.rounds[micro_batch.0 as usize];
+        let ready = round
+            .merge
+            .revisit(&mut *self.endpoint, &self.grouping.placement);
+        if ready.map_err(|error| error.to_string())?.is_some() {
+            self.ready.push_back(micro_batch);
+        }
+        let round = &mut self.rounds[micro_batch.0 as usize];
+        round.began = round.merge.key().map(|_| self.parts.clock.now());
+        Ok(())
     }
 
     fn compute(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
@@ -167,19 +194,23 @@ impl ExpertLoop {
             Batch::F32(x) => RowsMut::F32(x),
             Batch::Bf16(x) => RowsMut::Bf16(x),
         };
-        let groups = round.merge.groups(&*self.endpoint, &mut x).map_err(|error| error.to_string())?;
+        let groups = round
+            .merge
+            .groups(&*self.endpoint, &mut x)
+            .map_err(|error| error.to_string())?;
         let (key, total) = (groups.key, groups.total() as usize);
         let layer = key.layer.0 as usize;
         let size = total * self.parts.spec.hidden;
         let x = match &self.x {
-            Batch::F32(x) => volley_models::Rows::F32(&x[..size]),
-            Batch::Bf16(x) => volley_models::Rows::Bf16(&x[..size]),
+            Batch::F32(x) => kernels::Rows::F32(&x[..size]),
+            Batch::Bf16(x) => kernels::Rows::Bf16(&x[..size]),
         };
         let y = &mut self.y[..size];
         if let Err(error) = self.parts.module.forward(layer, groups.offsets, x, y) {
             tracing::error!("{}: {key}: {error}", self.parts.worker);
             let answered = round.merge.abandon(&mut *self.endpoint, Status::Failed);
-            return answered.map(drop).map_err(|error| error.to_string());
+            answered.map_err(|error| error.to_string())?;
+            return self.revisit(micro_batch);
         }
         for (local, range) in groups.offsets.windows(2).enumerate() {
             let expert = self.parts.experts[local];
@@ -190,10 +221,12 @@ impl ExpertLoop {
             queued_ns: queued.as_nanos() as u64,
             compute_ns: computed.as_nanos() as u64,
         };
-        let responded = round.merge.respond(&mut *self.endpoint, Rows::F32(y), times);
+        let responded = round
+            .merge
+            .respond(&mut *self.endpoint, Rows::F32(y), times);
         responded.map_err(|error| error.to_string())?;
         self.record(key, total as u32, start);
-        Ok(())
+        self.revisit(micro_batch)
     }
 
     /// Names the participants that keep a round open.
@@ -201,16 +234,30 @@ impl ExpertLoop {
         let now = self.parts.clock.now();
         let mut waiting = false;
         for round in &self.rounds {
-            let (Some(began), Some(key)) = (round.began, round.merge.key()) else { continue };
+            let (Some(began), Some(key)) = (round.began, round.merge.key()) else {
+                continue;
+            };
             let age = now.saturating_sub(began);
             if age <= self.next_warning {
                 continue;
             }
             waiting = true;
-            let names: Vec<String> = round.merge.missing().map(|worker| worker.to_string()).collect();
-            tracing::warn!("{} has waited {age:.1?} for {} ({key})", self.parts.worker, names.join(", "));
+            let names: Vec<String> = round
+                .merge
+                .missing()
+                .map(|worker| worker.to_string())
+                .collect();
+            tracing::warn!(
+                "{} has waited {age:.1?} for {} ({key})",
+                self.parts.worker,
+                names.join(", ")
+            );
         }
-        self.next_warning = if waiting { self.next_warning * 2 } else { Duration::from_secs(1) };
+        self.next_warning = if waiting {
+            self.next_warning * 2
+        } else {
+            Duration::from_secs(1)
+        };
     }
 
     fn record(&mut self, key: StepKey, rows: u32, start: Duration) {

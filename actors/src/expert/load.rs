@@ -12,7 +12,10 @@ pub struct ExpertLoad {
 impl ExpertLoad {
     /// Zeros.
     pub fn new(layers: usize, experts: usize) -> Self {
-        ExpertLoad { experts, rows: (0..layers * experts).map(|_| AtomicU64::new(0)).collect() }
+        ExpertLoad {
+            experts,
+            rows: (0..layers * experts).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     pub(crate) fn count(&self, layer: usize, expert: u16, rows: u32) {
@@ -23,7 +26,8 @@ impl ExpertLoad {
 
     /// Rows so far, `[layer][expert]`. Dense layers have zeros.
     pub fn rows(&self) -> Vec<Vec<u64>> {
-        let layer = |counters: &[AtomicU64]| counters.iter().map(|c| c.load(Ordering::Relaxed)).collect();
+        let layer =
+            |counters: &[AtomicU64]| counters.iter().map(|c| c.load(Ordering::Relaxed)).collect();
         self.rows.chunks(self.experts.max(1)).map(layer).collect()
     }
 }

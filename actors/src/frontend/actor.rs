@@ -56,11 +56,7 @@ struct SchedulerSlot {
 }
 
 impl Frontend {
-    pub(crate) fn new(
-        limits: Limits,
-        start: StartScheduler,
-        clock: Clock,
-    ) -> Self {
+    pub(crate) fn new(limits: Limits, start: StartScheduler, clock: Clock) -> Self {
         Frontend {
             ledger: Ledger::new(limits),
             clients: HashMap::new(),
@@ -88,7 +84,9 @@ impl Frontend {
                 match output {
                     Output::Worker(worker, command) => self.workers[worker as usize].send(command),
                     Output::Client(sequence, event) => {
-                        let Some(client) = self.clients.get_mut(&sequence) else { continue };
+                        let Some(client) = self.clients.get_mut(&sequence) else {
+                            continue;
+                        };
                         self.metrics.event(&mut client.times, &event, now);
                         let finished = matches!(event, RequestEvent::Finished(_));
                         let closed = client.events.send(event).is_err();
@@ -119,9 +117,14 @@ impl Frontend {
         if slot.asking {
             return;
         }
-        let Some(event) = self.ledger.next_event() else { return };
+        let Some(event) = self.ledger.next_event() else {
+            return;
+        };
         slot.asking = true;
-        let answer = self.scheduler.handle.send(Consult { event, now: self.clock.now() });
+        let answer = self.scheduler.handle.send(Consult {
+            event,
+            now: self.clock.now(),
+        });
         let answer = tokio::time::timeout(SCHEDULER_DEADLINE, answer);
         ctx.spawn(answer.into_actor(self).map(|answer, this, ctx| {
             this.scheduler.asking = false;
@@ -144,7 +147,8 @@ impl Frontend {
             "the scheduler is lost ({why}); a new one is started when the steps under way have ended. No request is lost"
         );
         if slot.deaths >= SCHEDULER_RESTARTS_MAX {
-            self.ledger.fail_all("the scheduler fails again and again; see the server's log");
+            self.ledger
+                .fail_all("the scheduler fails again and again; see the server's log");
         }
     }
 
@@ -161,10 +165,17 @@ impl Frontend {
         }
         let overdue = self.ledger.overdue(self.clock.now(), self.next_warning);
         for step in &overdue {
-            let missing: Vec<_> = step.missing.iter().map(|w| format!("attention-{w}")).collect();
+            let missing: Vec<_> = step
+                .missing
+                .iter()
+                .map(|w| format!("attention-{w}"))
+                .collect();
             tracing::warn!(
                 "step {} of micro-batch {} has been under way for {:.1?}; it waits for {}",
-                step.step, step.micro_batch, step.age, missing.join(", ")
+                step.step,
+                step.micro_batch,
+                step.age,
+                missing.join(", ")
             );
         }
         if !overdue.is_empty() {
@@ -223,7 +234,10 @@ impl Handler<Enqueue> for Frontend {
         let result = self.ledger.submit(message.request, now);
         match &result {
             Ok(sequence) => {
-                let client = Client { events: message.events, times: ClientTimes::new(now) };
+                let client = Client {
+                    events: message.events,
+                    times: ClientTimes::new(now),
+                };
                 self.clients.insert(*sequence, client);
                 self.advance(ctx);
             }
@@ -274,7 +288,10 @@ impl Handler<Regrouped> for Frontend {
     type Result = ();
 
     fn handle(&mut self, message: Regrouped, ctx: &mut Self::Context) {
-        let link = |worker| Link { worker, backlog: VecDeque::new() };
+        let link = |worker| Link {
+            worker,
+            backlog: VecDeque::new(),
+        };
         self.workers = message.workers.into_iter().map(link).collect();
         self.ledger.reset(message.membership);
         self.advance(ctx);

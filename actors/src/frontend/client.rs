@@ -22,7 +22,9 @@ pub struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("connected", &self.frontend.connected()).finish()
+        f.debug_struct("Client")
+            .field("connected", &self.frontend.connected())
+            .finish()
     }
 }
 
@@ -40,15 +42,26 @@ impl Client {
         let (events, receiver) = mpsc::unbounded_channel();
         let answer = self.frontend.send(Enqueue { request, events });
         let answer = tokio::time::timeout(ANSWER_DEADLINE, answer).await;
-        let sequence = answer.ok().and_then(Result::ok).ok_or(SubmitError::Stopped)??;
+        let sequence = answer
+            .ok()
+            .and_then(Result::ok)
+            .ok_or(SubmitError::Stopped)??;
         let frontend = self.frontend.clone();
-        Ok(RequestStream { sequence, receiver, frontend, finished: false })
+        Ok(RequestStream {
+            sequence,
+            receiver,
+            frontend,
+            finished: false,
+        })
     }
 
     /// How the cluster stands; `None` if the frontend does not answer in time.
     pub async fn status(&self) -> Option<Status> {
         let answer = self.frontend.send(AskStatus);
-        tokio::time::timeout(ANSWER_DEADLINE, answer).await.ok()?.ok()
+        tokio::time::timeout(ANSWER_DEADLINE, answer)
+            .await
+            .ok()?
+            .ok()
     }
 
     /// Takes no new requests from now on; those under way go on.

@@ -90,12 +90,8 @@ struct Record {
 struct OpenStep {
     micro_batch: MicroBatch,
     opened: Now,
-    participants: Arc<Participants>,
     /// Workers that have not reported.
     missing: BTreeSet<u16>,
-    /// Parts of workers that sit out the step before this one. They are sent when that has ended: an expert worker collects one exchange of a
-    /// micro-batch at a time, and a worker that takes part in both steps keeps the order by itself.
-    held: Vec<(u16, AttentionStep)>,
     outcomes: Vec<Outcome>,
     timing: StepTiming,
 }
@@ -116,7 +112,11 @@ pub struct OverdueStep {
 impl Ledger {
     /// A ledger of a cluster that has no workers yet: requests wait until [`Ledger::reset`] brings some.
     pub fn new(limits: Limits) -> Self {
-        let membership = Membership { epoch: Epoch(0), micro_batches: 0, attention: Vec::new() };
+        let membership = Membership {
+            epoch: Epoch(0),
+            micro_batches: 0,
+            attention: Vec::new(),
+        };
         Ledger {
             limits,
             membership,
@@ -198,7 +198,11 @@ impl Ledger {
 
     /// Carries out what the scheduler wants, as far as it is possible.
     pub fn plans(&mut self, plans: &[StepPlan], now: Now) {
-        if self.pending.iter().any(|event| matches!(event, SchedulerEvent::MembershipChanged(_))) {
+        if self
+            .pending
+            .iter()
+            .any(|event| matches!(event, SchedulerEvent::MembershipChanged(_)))
+        {
             return; // made for workers that are no more; the scheduler hears of it next
         }
         let mut refused = Vec::new();
@@ -207,7 +211,8 @@ impl Ledger {
             refused.extend(accepted.refused);
             self.totals.preemptions += accepted.preempted.len() as u64;
             for (sequence, worker) in accepted.preempted {
-                self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+                self.outputs
+                    .push(Output::Worker(worker, AttentionCommand::Release(sequence)));
             }
             if accepted.work.is_empty() {
                 continue;
@@ -219,7 +224,9 @@ impl Ledger {
             let mut outcomes = Vec::with_capacity(accepted.work.len());
             for part in &accepted.work {
                 let sequence = part.work.sequence;
-                if part.admits && let Some(record) = self.records.get(&sequence) {
+                if part.admits
+                    && let Some(record) = self.records.get(&sequence)
+                {
                     let admit = AttentionCommand::Admit {
                         sequence,
                         request: Arc::clone(&record.request),
@@ -228,7 +235,11 @@ impl Ledger {
                     };
                     self.outputs.push(Output::Worker(part.work.worker, admit));
                 }
-                outcomes.push(Outcome { sequence, sampled: false, finished: None });
+                outcomes.push(Outcome {
+                    sequence,
+                    sampled: false,
+                    finished: None,
+                });
                 work.entry(part.work.worker).or_default().push(StepWork {
                     sequence,
                     start: part.start,
@@ -240,8 +251,6 @@ impl Ledger {
             work.keys().for_each(|&worker| participants.insert(worker));
             let participants = Arc::new(participants);
             let missing = work.keys().copied().collect();
-            let before = self.oldest_open(plan.micro_batch).map(|step| Arc::clone(&self.steps[&step].participants));
-            let mut held = Vec::new();
             for (worker, work) in work {
                 let step = AttentionStep {
                     epoch: self.membership.epoch,
@@ -250,18 +259,13 @@ impl Ledger {
                     participants: Arc::clone(&participants),
                     work,
                 };
-                if before.as_ref().is_none_or(|before| before.contains(worker)) {
-                    self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
-                } else {
-                    held.push((worker, step));
-                }
+                self.outputs
+                    .push(Output::Worker(worker, AttentionCommand::Step(step)));
             }
             let open = OpenStep {
                 micro_batch: plan.micro_batch,
                 opened: now,
-                participants,
                 missing,
-                held,
                 outcomes,
                 timing: StepTiming::default(),
             };
@@ -278,7 +282,9 @@ impl Ledger {
         if report.epoch != self.membership.epoch {
             return Vec::new();
         }
-        let Some(open) = self.steps.get_mut(&report.step) else { return Vec::new() };
+        let Some(open) = self.steps.get_mut(&report.step) else {
+            return Vec::new();
+        };
         if !open.missing.remove(&report.worker) {
             return Vec::new();
         }
@@ -288,11 +294,20 @@ impl Ledger {
         }
         open.timing.rows = rows;
         for result in report.results {
-            if let Some(outcome) = open.outcomes.iter_mut().find(|o| o.sequence == result.sequence) {
+            if let Some(outcome) = open
+                .outcomes
+                .iter_mut()
+                .find(|o| o.sequence == result.sequence)
+            {
                 outcome.sampled = result.token.is_some();
                 outcome.finished = result.finished.clone();
             }
-            Self::deliver(&mut self.records, &mut self.outputs, &mut self.totals, result);
+            Self::deliver(
+                &mut self.records,
+                &mut self.outputs,
+                &mut self.totals,
+                result,
+            );
         }
         // Steps of a micro-batch end in order, also if a later one's few participants are quicker.
         let micro_batch = open.micro_batch;
@@ -310,7 +325,17 @@ impl Ledger {
     pub fn reset(&mut self, membership: Membership) {
         self.steps.clear();
         self.membership = membership.clone();
-        self.pending.push_back(SchedulerEvent::MembershipChanged(membership));
+        self.pending
+            .push_back(SchedulerEvent::MembershipChanged(membership));
+        // A step that is void may have ended sequences and given others tokens: the books begin anew with what the records know.
+        self.pending.extend(
+            self.records
+                .iter()
+                .map(|(&sequence, record)| match record.closed {
+                    true => SchedulerEvent::Cancel(sequence),
+                    false => SchedulerEvent::Submit(record.submit(sequence)),
+                }),
+        );
     }
 
     /// Prepares for a scheduler that was started anew: it will be told all there is to know. Call it when no step is under way.
@@ -320,9 +345,6 @@ impl Ledger {
             self.enter(&event);
         }
         self.reset(self.membership.clone());
-        let live = self.records.iter().filter(|(_, record)| !record.closed);
-        let submits = live.map(|(&sequence, record)| SchedulerEvent::Submit(record.submit(sequence)));
-        self.pending.extend(submits);
     }
 
     /// Takes no new requests from now on.
@@ -337,7 +359,10 @@ impl Ledger {
 
     /// Requests that have not ended.
     pub fn live(&self) -> usize {
-        self.records.values().filter(|record| !record.closed).count()
+        self.records
+            .values()
+            .filter(|record| !record.closed)
+            .count()
     }
 
     /// Steps under way.
@@ -362,7 +387,9 @@ impl Ledger {
 
     fn oldest_open(&self, micro_batch: MicroBatch) -> Option<Step> {
         let mut steps = self.steps.iter();
-        steps.find(|(_, open)| open.micro_batch == micro_batch).map(|(&step, _)| step)
+        steps
+            .find(|(_, open)| open.micro_batch == micro_batch)
+            .map(|(&step, _)| step)
     }
 
     fn end_step(&mut self, step: Step, open: OpenStep, now: Now) -> (StepDone, Duration) {
@@ -373,14 +400,8 @@ impl Ledger {
             outcomes: open.outcomes,
             timing: open.timing,
         };
-        if let Some(next) = self.oldest_open(open.micro_batch)
-            && let Some(next) = self.steps.get_mut(&next)
-        {
-            for (worker, step) in next.held.drain(..) {
-                self.outputs.push(Output::Worker(worker, AttentionCommand::Step(step)));
-            }
-        }
-        self.pending.push_back(SchedulerEvent::StepDone(done.clone()));
+        self.pending
+            .push_back(SchedulerEvent::StepDone(done.clone()));
         (done, now.saturating_sub(open.opened))
     }
 
@@ -395,8 +416,12 @@ impl Ledger {
             }
             SchedulerEvent::StepDone(done) => {
                 for (work, start) in self.view.oldest_step(done.micro_batch) {
-                    let prompt = self.records.get(&work.sequence).map_or(0, |r| r.request.prompt.len() as u32);
-                    self.totals.prompt_tokens += u64::from(prompt.saturating_sub(start).min(work.tokens));
+                    let prompt = self
+                        .records
+                        .get(&work.sequence)
+                        .map_or(0, |r| r.request.prompt.len() as u32);
+                    self.totals.prompt_tokens +=
+                        u64::from(prompt.saturating_sub(start).min(work.tokens));
                 }
                 for outcome in &done.outcomes {
                     if outcome.finished.is_some() {
@@ -409,7 +434,8 @@ impl Ledger {
             SchedulerEvent::MembershipChanged(membership) => {
                 for (index, worker) in membership.attention.iter().enumerate() {
                     if worker.alive {
-                        self.outputs.push(Output::Worker(index as u16, AttentionCommand::Reset));
+                        self.outputs
+                            .push(Output::Worker(index as u16, AttentionCommand::Reset));
                     }
                 }
                 self.view.membership(membership);
@@ -420,16 +446,22 @@ impl Ledger {
 
     fn release(&mut self, left: impl IntoIterator<Item = (SequenceId, u16)>) {
         for (sequence, worker) in left {
-            self.outputs.push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+            self.outputs
+                .push(Output::Worker(worker, AttentionCommand::Release(sequence)));
         }
     }
 
     fn close(&mut self, sequence: SequenceId, reason: FinishReason) {
-        let Some(record) = self.records.get_mut(&sequence).filter(|record| !record.closed) else {
+        let Some(record) = self
+            .records
+            .get_mut(&sequence)
+            .filter(|record| !record.closed)
+        else {
             return;
         };
         record.closed = true;
-        self.outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
+        self.outputs
+            .push(Output::Client(sequence, RequestEvent::Finished(reason)));
         self.pending.push_back(SchedulerEvent::Cancel(sequence));
     }
 
@@ -456,7 +488,10 @@ impl Ledger {
         if let Some(token) = result.token {
             record.generated.push(token);
             totals.generated_tokens += 1;
-            let event = RequestEvent::Token { token, logprob: result.logprob };
+            let event = RequestEvent::Token {
+                token,
+                logprob: result.logprob,
+            };
             outputs.push(Output::Client(sequence, event));
         }
         if let Some(reason) = result.finished {
@@ -497,7 +532,11 @@ impl Limits {
             .ok_or(too_long)?;
         let unknown = |&(_, &token): &(usize, &u32)| token as usize >= self.vocab;
         if let Some((position, &token)) = request.prompt.iter().enumerate().find(unknown) {
-            return Err(SubmitError::UnknownToken { token, position, vocab: self.vocab });
+            return Err(SubmitError::UnknownToken {
+                token,
+                position,
+                vocab: self.vocab,
+            });
         }
         request.sampling.validate()?;
         Ok(limit)

@@ -17,7 +17,10 @@ pub(crate) struct ClientTimes {
 
 impl ClientTimes {
     pub(crate) fn new(arrived: Now) -> Self {
-        ClientTimes { arrived, last_token: None }
+        ClientTimes {
+            arrived,
+            last_token: None,
+        }
     }
 }
 
@@ -50,8 +53,12 @@ pub(crate) struct FrontendMetrics {
 impl FrontendMetrics {
     pub(crate) fn new() -> Self {
         use metrics::{counter, gauge, histogram};
-        let finished =
-            |reason| (reason, counter!(names::REQUESTS, "finished_reason" => reason));
+        let finished = |reason| {
+            (
+                reason,
+                counter!(names::REQUESTS, "finished_reason" => reason),
+            )
+        };
         let rejected = |reason| (reason, counter!(names::REJECTED, "reason" => reason));
         FrontendMetrics {
             finished: ["stop", "length", "cancelled", "error"].map(finished),
@@ -85,7 +92,9 @@ impl FrontendMetrics {
         match event {
             RequestEvent::Prompt(_) => {}
             RequestEvent::Token { .. } => match times.last_token.replace(now) {
-                None => self.time_to_first_token.record((now - times.arrived).as_secs_f64()),
+                None => self
+                    .time_to_first_token
+                    .record((now - times.arrived).as_secs_f64()),
                 Some(last) => self.inter_token_latency.record((now - last).as_secs_f64()),
             },
             RequestEvent::Finished(reason) => {
@@ -97,7 +106,14 @@ impl FrontendMetrics {
 
     /// A request that was not taken.
     pub(crate) fn rejected(&self, error: &SubmitError) {
-        increment(&self.rejected, if error.is_overload() { "overload" } else { "invalid" });
+        increment(
+            &self.rejected,
+            if error.is_overload() {
+                "overload"
+            } else {
+                "invalid"
+            },
+        );
     }
 
     /// The end of a step.
@@ -122,13 +138,20 @@ impl FrontendMetrics {
             view.workers().iter().map(|w| f64::from(f(w))).sum()
         };
         let (all, free) = (blocks(|w| w.capacity.kv_blocks), blocks(|w| w.free_blocks));
-        self.kv_usage.set(if all > 0.0 { 1.0 - free / all } else { 0.0 });
+        self.kv_usage
+            .set(if all > 0.0 { 1.0 - free / all } else { 0.0 });
         self.epoch.set(f64::from(ledger.epoch().0));
-        let (now, before) = (ledger.totals, std::mem::replace(&mut self.published, ledger.totals));
+        let (now, before) = (
+            ledger.totals,
+            std::mem::replace(&mut self.published, ledger.totals),
+        );
         self.steps.increment(now.steps - before.steps);
-        self.prompt_tokens.increment(now.prompt_tokens - before.prompt_tokens);
-        self.generation_tokens.increment(now.generated_tokens - before.generated_tokens);
-        self.preemptions.increment(now.preemptions - before.preemptions);
+        self.prompt_tokens
+            .increment(now.prompt_tokens - before.prompt_tokens);
+        self.generation_tokens
+            .increment(now.generated_tokens - before.generated_tokens);
+        self.preemptions
+            .increment(now.preemptions - before.preemptions);
         self.refusals.increment(now.refusals - before.refusals);
     }
 }

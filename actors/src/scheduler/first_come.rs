@@ -25,7 +25,10 @@ pub struct FirstCome {
 impl FirstCome {
     /// With at most `prefill_tokens` of prompts in one worker's step.
     pub fn new(prefill_tokens: u32) -> Self {
-        FirstCome { prefill_tokens: prefill_tokens.max(1), short: Vec::new() }
+        FirstCome {
+            prefill_tokens: prefill_tokens.max(1),
+            short: Vec::new(),
+        }
     }
 }
 
@@ -50,7 +53,11 @@ impl Policy for FirstCome {
         }
         let mut draft = Draft {
             view,
-            plan: StepPlan { micro_batch, work: Vec::new(), preempt: Vec::new() },
+            plan: StepPlan {
+                micro_batch,
+                work: Vec::new(),
+                preempt: Vec::new(),
+            },
             rows: vec![0; workers.len()],
             prefill: vec![self.prefill_tokens; workers.len()],
             free_blocks: workers.iter().map(|worker| worker.free_blocks).collect(),
@@ -61,7 +68,9 @@ impl Policy for FirstCome {
             // Decoding sequences before prompts, by age within each.
             for decoding in [true, false] {
                 for &id in &worker.sequences {
-                    let Some(sequence) = view.sequence(id) else { continue };
+                    let Some(sequence) = view.sequence(id) else {
+                        continue;
+                    };
                     if sequence.exhausted() || (sequence.pending() == 1) != decoding {
                         continue;
                     }
@@ -82,7 +91,12 @@ impl Policy for FirstCome {
 
 /// Sequences of one worker that a single micro-batch should hold, so that all hold about as many.
 fn share(view: &View, worker: usize) -> u32 {
-    let alive = view.workers().iter().filter(|worker| worker.capacity.alive).count().max(1);
+    let alive = view
+        .workers()
+        .iter()
+        .filter(|worker| worker.capacity.alive)
+        .count()
+        .max(1);
     let count = view.workers()[worker].sequences.len() + view.waiting().len().div_ceil(alive);
     count.div_ceil(view.micro_batches().max(1) as usize) as u32
 }
@@ -96,13 +110,18 @@ impl FirstCome {
         id: SequenceId,
         sequence: &SequenceView,
     ) -> bool {
-        if draft.plan.preempt.contains(&id) || self.short[worker].is_some_and(|oldest| id > oldest) {
+        if draft.plan.preempt.contains(&id) || self.short[worker].is_some_and(|oldest| id > oldest)
+        {
             return false;
         }
         let capacity = draft.view.workers()[worker].capacity;
         let room = capacity.max_rows - draft.rows[worker];
         let decoding = sequence.pending() == 1;
-        let budget = if decoding { room } else { room.min(draft.prefill[worker]) };
+        let budget = if decoding {
+            room
+        } else {
+            room.min(draft.prefill[worker])
+        };
         let tokens = sequence.pending().min(budget);
         if tokens == 0 {
             return false;
@@ -110,12 +129,20 @@ impl FirstCome {
         let needed = View::blocks_needed(sequence, tokens, capacity.block_tokens);
         while needed > draft.free_blocks[worker] {
             // Youngest first; only those with no step under way can go.
-            let victim = draft.view.workers()[worker].sequences.iter().rev().copied().find(|&other| {
-                other > id
-                    && !draft.plan.preempt.contains(&other)
-                    && !draft.plan.work.iter().any(|work| work.sequence == other)
-                    && draft.view.sequence(other).is_some_and(|other| other.in_flight == 0)
-            });
+            let victim = draft.view.workers()[worker]
+                .sequences
+                .iter()
+                .rev()
+                .copied()
+                .find(|&other| {
+                    other > id
+                        && !draft.plan.preempt.contains(&other)
+                        && !draft.plan.work.iter().any(|work| work.sequence == other)
+                        && draft
+                            .view
+                            .sequence(other)
+                            .is_some_and(|other| other.in_flight == 0)
+                });
             let Some(victim) = victim else {
                 self.short[worker] = Some(id);
                 return false;
@@ -143,7 +170,9 @@ impl FirstCome {
             })
             .collect();
         for id in draft.view.waiting() {
-            let Some(sequence) = draft.view.sequence(id) else { continue };
+            let Some(sequence) = draft.view.sequence(id) else {
+                continue;
+            };
             // A worker that is short of blocks for its own sequences takes no new ones.
             let candidate = (0..workers.len())
                 .filter(|&w| workers[w].capacity.alive && self.short[w].is_none())
@@ -171,8 +200,19 @@ impl FirstCome {
 }
 
 impl Draft<'_> {
-    fn add(&mut self, worker: usize, sequence: SequenceId, tokens: u32, blocks: u32, prefill: bool) {
-        self.plan.work.push(Work { sequence, worker: worker as u16, tokens });
+    fn add(
+        &mut self,
+        worker: usize,
+        sequence: SequenceId,
+        tokens: u32,
+        blocks: u32,
+        prefill: bool,
+    ) {
+        self.plan.work.push(Work {
+            sequence,
+            worker: worker as u16,
+            tokens,
+        });
         self.rows[worker] += tokens;
         self.free_blocks[worker] -= blocks;
         if prefill {

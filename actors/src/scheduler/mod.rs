@@ -37,7 +37,10 @@ pub struct PolicyScheduler<P> {
 impl<P: Policy> PolicyScheduler<P> {
     /// A scheduler with empty books; the first membership event fills them.
     pub fn new(policy: P) -> Self {
-        PolicyScheduler { policy, view: View::default() }
+        PolicyScheduler {
+            policy,
+            view: View::default(),
+        }
     }
 
     /// The books.

@@ -38,8 +38,6 @@ pub struct WorkerView {
 /// A sequence in the books.
 #[derive(Debug, Clone)]
 pub struct SequenceView {
-    /// Tokens whose values are known.
-    pub known: u32,
     /// Tokens whose values will be known when the steps under way have ended, if it does not end before.
     pub length: u32,
     /// Tokens whose keys and values will then be in the cache.
@@ -82,8 +80,6 @@ struct Planned {
     work: Work,
     /// Where its first token stands.
     start: u32,
-    /// Whether it reaches the end of what is known and samples.
-    samples: bool,
 }
 
 /// An accepted piece of work with what the books know of it.
@@ -123,7 +119,9 @@ impl View {
 
     /// Steps of a micro-batch that are under way.
     pub fn plans_in_flight(&self, micro_batch: MicroBatch) -> u8 {
-        self.in_flight.get(micro_batch.0 as usize).map_or(0, |queue| queue.len() as u8)
+        self.in_flight
+            .get(micro_batch.0 as usize)
+            .map_or(0, |queue| queue.len() as u8)
     }
 
     /// A sequence that has not left the books.
@@ -143,7 +141,9 @@ impl View {
 
     /// Blocks that `sequence` needs beyond those it holds to compute `tokens` more on a worker with this block size.
     pub fn blocks_needed(sequence: &SequenceView, tokens: u32, block_tokens: u32) -> u32 {
-        (sequence.computed + tokens).div_ceil(block_tokens).saturating_sub(sequence.blocks)
+        (sequence.computed + tokens)
+            .div_ceil(block_tokens)
+            .saturating_sub(sequence.blocks)
     }
 
     /// Takes a new sequence in.
@@ -151,7 +151,6 @@ impl View {
         self.sequences.insert(
             submit.sequence,
             SequenceView {
-                known: submit.length,
                 length: submit.length,
                 computed: 0,
                 limit: submit.limit,
@@ -176,34 +175,34 @@ impl View {
         self.leave_if_ended(id)
     }
 
-    /// Replaces the workers. Everything under way is void and every sequence waits.
+    /// Begins anew with these workers and no sequences.
     pub fn membership(&mut self, membership: &Membership) {
         self.workers = membership
             .attention
             .iter()
             .map(|&capacity| WorkerView {
                 capacity,
-                free_blocks: if capacity.alive { capacity.kv_blocks } else { 0 },
+                free_blocks: if capacity.alive {
+                    capacity.kv_blocks
+                } else {
+                    0
+                },
                 sequences: BTreeSet::new(),
             })
             .collect();
         self.in_flight = vec![VecDeque::new(); membership.micro_batches as usize];
-        self.sequences.retain(|_, sequence| !sequence.ended);
-        for (&id, sequence) in &mut self.sequences {
-            sequence.length = sequence.known;
-            sequence.computed = 0;
-            sequence.blocks = 0;
-            sequence.worker = None;
-            sequence.in_flight = 0;
-            sequence.micro_batch = None;
-            self.waiting.insert(id);
-        }
+        self.sequences.clear();
+        self.waiting.clear();
     }
 
     /// Checks a plan and enters what of it can be carried out.
     pub fn plan(&mut self, plan: &StepPlan) -> Accepted {
         let mut accepted = Accepted::default();
-        let whole = |reason| Refusal { micro_batch: plan.micro_batch, sequence: None, reason };
+        let whole = |reason| Refusal {
+            micro_batch: plan.micro_batch,
+            sequence: None,
+            reason,
+        };
         let micro_batch = plan.micro_batch.0 as usize;
         match self.in_flight.get(micro_batch) {
             None => {
@@ -246,7 +245,10 @@ impl View {
             let planned = accepted
                 .work
                 .iter()
-                .map(|a| Planned { work: a.work, start: a.start, samples: a.samples })
+                .map(|a| Planned {
+                    work: a.work,
+                    start: a.start,
+                })
                 .collect();
             self.in_flight[micro_batch].push_back(planned);
         }
@@ -265,7 +267,6 @@ impl View {
         };
         for outcome in &done.outcomes {
             if let Some(sequence) = self.sequences.get_mut(&outcome.sequence) {
-                sequence.known += u32::from(outcome.sampled);
                 sequence.ended |= outcome.finished.is_some();
             }
         }
@@ -296,7 +297,10 @@ impl View {
     }
 
     fn preempt(&mut self, id: SequenceId) -> Result<u16, RefusalReason> {
-        let sequence = self.sequences.get_mut(&id).ok_or(RefusalReason::UnknownSequence)?;
+        let sequence = self
+            .sequences
+            .get_mut(&id)
+            .ok_or(RefusalReason::UnknownSequence)?;
         if sequence.in_flight > 0 {
             return Err(RefusalReason::PreemptBusy);
         }
@@ -335,16 +339,25 @@ impl View {
         }
         let left = sequence.pending();
         if work.tokens == 0 || work.tokens > left {
-            return Err(RefusalReason::Tokens { asked: work.tokens, left });
+            return Err(RefusalReason::Tokens {
+                asked: work.tokens,
+                left,
+            });
         }
         let row_sum = rows[work.worker as usize].saturating_add(work.tokens);
         if row_sum > worker.capacity.max_rows {
             let max_rows = worker.capacity.max_rows;
-            return Err(RefusalReason::TooManyRows { rows: row_sum, max_rows });
+            return Err(RefusalReason::TooManyRows {
+                rows: row_sum,
+                max_rows,
+            });
         }
         let needed = Self::blocks_needed(sequence, work.tokens, worker.capacity.block_tokens);
         if needed > worker.free_blocks {
-            return Err(RefusalReason::NoBlocks { needed, free: worker.free_blocks });
+            return Err(RefusalReason::NoBlocks {
+                needed,
+                free: worker.free_blocks,
+            });
         }
 
         rows[work.worker as usize] = row_sum;
@@ -361,7 +374,12 @@ impl View {
             worker.sequences.insert(work.sequence);
             self.waiting.remove(&work.sequence);
         }
-        Ok(AcceptedWork { work, start, samples, admits })
+        Ok(AcceptedWork {
+            work,
+            start,
+            samples,
+            admits,
+        })
     }
 
     fn leave_if_ended(&mut self, id: SequenceId) -> Option<(SequenceId, u16)> {

@@ -231,6 +231,18 @@ impl Checkpoint {
     }
 }
 
+/// Bytes of all tensors of a safetensors file, with its header checked as in [`Checkpoint::open`]. For fuzzing.
+pub(crate) fn covered_bytes(name: &str, bytes: &[u8]) -> Result<usize, CheckpointError> {
+    let tensors = header::parse(name, bytes)?;
+    for stored in tensors.values() {
+        debug_assert!(bytes.get(stored.begin..stored.end).is_some());
+    }
+    Ok(tensors
+        .values()
+        .map(|stored| stored.end - stored.begin)
+        .sum())
+}
+
 impl WeightSource for Checkpoint {
     fn spec(&self) -> &ModelSpec {
         &self.spec

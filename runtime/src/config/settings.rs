@@ -101,6 +101,11 @@ impl Raw {
         }
     }
 
+    /// File with the key that clients must send.
+    pub fn api_key_file(&self) -> Option<&std::path::Path> {
+        self.server.api_key_file.as_deref()
+    }
+
     /// Host and port to listen on, which need no model to be known.
     pub fn address(&self) -> (&str, u16) {
         (&self.server.host, self.server.port)

@@ -1,7 +1,6 @@
 //! The attention side, inwards: outputs come back and are summed in top-k order.
 
-use half::slice::HalfBitsSliceExt;
-
+use crate::element::widen;
 use crate::wire::{CombineFrame, FrameError, HEADER_BYTES, Status, Times};
 use crate::{
     Element, Endpoint, ExchangeShape, Lane, LaneError, MicroBatch, Role, ShapeError, StepKey,
@@ -351,10 +350,9 @@ impl Gather {
             }
             Element::Bf16 => {
                 let row: &[u16] = zerocopy::FromBytes::ref_from_bytes(row).map_err(|_| gone)?;
-                let row = row.reinterpret_cast::<half::bf16>();
                 out.iter_mut()
                     .zip(row)
-                    .for_each(|(out, y)| *out += weight * y.to_f32());
+                    .for_each(|(out, &y)| *out += weight * widen(y));
             }
         }
         Ok(())
