@@ -89,8 +89,8 @@ impl ApiError {
     }
 
     /// 405: the route exists with another method.
-    pub(super) fn method_not_allowed(method: &str, path: &str) -> Self {
-        let message = format!("{} is not for the method {}; GET /openapi.json lists what is", shortened(path), shortened(method));
+    pub(super) fn method_not_allowed(method: &str, path: &str, allowed: &str) -> Self {
+        let message = format!("`{path}` is not for {}; use {allowed}", shortened(method));
         ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", Some("method_not_allowed"), message)
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use volley_actors::{LOGPROBS_MAX, Request, Sampling};
 
 use super::error::ApiError;
-use super::fields::{Fields, token_id, wrong};
+use super::fields::{Fields, wrong};
 use super::ids;
 use super::state::App;
 use crate::engine::Engine;

@@ -1,5 +1,7 @@
 //! Liveness, readiness and progress, which are three questions.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,6 +11,9 @@ use serde_json::json;
 
 use super::pulse;
 use super::state::App;
+
+/// Requests that see no step end for this long are stalled. A step takes milliseconds, a large prefill seconds.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The process lives, or this would not be answered.
 pub(super) async fn live() -> &'static str {
@@ -34,7 +39,7 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 /// Whether steps come to their end while there are requests.
 pub(super) async fn progress(State(app): State<App>) -> Response {
     let pulse = app.pulse.read();
-    let mut state = pulse.progress.state(pulse.still, app.options.stalled_after);
+    let mut state = pulse.progress.state(pulse.still, STALLED_AFTER);
     if pulse.silent {
         state = pulse::State::Stalled;
     }
@@ -45,7 +50,7 @@ pub(super) async fn progress(State(app): State<App>) -> Response {
         waiting: pulse.progress.waiting,
         steps: pulse.progress.steps,
         seconds_without_step: if pulse.progress.live == 0 { 0.0 } else { pulse.still.as_secs_f64() },
-        stalled_after_seconds: app.options.stalled_after.as_secs_f64(),
+        stalled_after_seconds: STALLED_AFTER.as_secs_f64(),
         seconds_since_answer: pulse.silence.as_secs_f64(),
     };
     (status, Json(body)).into_response()

@@ -29,61 +29,48 @@ mod stream;
 mod tokenize;
 
 use std::future::Future;
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
-use std::io;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::JoinSet;
 
-use self::pulse::Pulse;
 use self::state::App;
 pub use self::state::HttpOptions;
 use crate::engine::Engine;
 
-/// Threads that answer requests.
-const THREADS: usize = 2;
-/// Threads that render templates and tokenise, beside these.
-const BLOCKING_THREADS_MAX: usize = 2;
 /// How often histograms are emptied into their buckets, lest they grow while nobody reads them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// Serves the API until `shutdown`, then takes no new requests, lets those under way finish within the time that the options give, and returns.
-/// Blocks the calling thread; the requests run on a tokio runtime of their own, on which `shutdown` is polled too.
+/// Serves the API until `shutdown`, then accepts no more connections, lets the answers under way be completed, and returns. Drop it to stop waiting for them.
+///
+/// To be run on a multi-threaded tokio runtime with its drivers enabled, which is not that of the workers.
 ///
 /// # Errors
-/// When the listener or the threads cannot be used.
-pub fn serve(
+/// When the listener cannot be used.
+pub async fn serve(
     engine: Arc<Engine>,
     listener: TcpListener,
     options: HttpOptions,
     metrics: PrometheusHandle,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .thread_name("http")
-        .enable_all()
-        .build()?;
     listener.set_nonblocking(true)?;
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        self::metrics::register();
-        let pulse = Pulse::new();
-        tokio::spawn(pulse.clone().watch(engine.client.clone()));
-        tokio::spawn(upkeep(metrics.clone()));
-        let client = engine.client.clone();
-        let app = App { engine, options: Arc::new(options), metrics, pulse: pulse.clone() };
-        let drain_timeout = app.options.drain_timeout;
-        let stop = async {
-            shutdown.await;
-            pulse.stop();
-            client.drain().await;
-        };
-        server::run(listener, routes::router(app), drain_timeout, stop).await;
-        Ok(())
-    })
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    self::metrics::register();
+    let app = App::new(engine, options, metrics);
+    // Ends with this function.
+    let mut background = JoinSet::new();
+    background.spawn(app.pulse.clone().watch(app.engine.client.clone()));
+    background.spawn(upkeep(app.metrics.clone()));
+    let stop = async {
+        shutdown.await;
+        app.pulse.stop();
+    };
+    server::run(listener, routes::router(app.clone()), stop).await;
+    Ok(())
 }
 
 async fn upkeep(metrics: PrometheusHandle) {

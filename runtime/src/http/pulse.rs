@@ -9,7 +9,7 @@ use serde::Serialize;
 use volley_actors::{Client, Status};
 
 /// How often the cluster is asked.
-const INTERVAL: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(100);
 /// A cluster that has not answered for this long is not ready.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 

@@ -1,8 +1,8 @@
 //! The table of routes: the router, the OpenAPI document's test and the metrics are made of it.
 
 use axum::Router;
-use axum::extract::{OriginalUri, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::extract::{MatchedPath, State};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -65,12 +65,15 @@ pub(super) fn router(app: App) -> Router {
         router = router.route(route.path, handler);
     }
     router
-        .fallback(async |OriginalUri(uri): OriginalUri| ApiError::no_such_route(uri.path()))
-        .method_not_allowed_fallback(async |method: Method, OriginalUri(uri): OriginalUri| {
-            ApiError::method_not_allowed(method.as_str(), uri.path())
-        })
+        .fallback(async |uri: Uri| ApiError::no_such_route(uri.path()))
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(observe::observe))
         .with_state(app)
+}
+
+async fn method_not_allowed(path: MatchedPath, method: Method) -> ApiError {
+    let allowed = ROUTES.iter().find(|route| route.path == path.as_str()).map_or("", |route| route.method);
+    ApiError::method_not_allowed(method.as_str(), path.as_str(), &allowed.to_uppercase())
 }
 
 async fn with_key(State(app): State<App>, request: axum::extract::Request, next: Next) -> Response {

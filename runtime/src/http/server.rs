@@ -25,8 +25,8 @@ const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Rest after an error of accepting, most likely that there are no more file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// Serves `router` until `shutdown`; then takes no new connections and waits at most `drain_timeout` for the answers under way.
-pub(super) async fn run(listener: TcpListener, router: Router, drain_timeout: Duration, shutdown: impl Future<Output = ()>) {
+/// Serves `router` until `shutdown`; then takes no new connections and waits for the answers under way.
+pub(super) async fn run(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -43,9 +43,7 @@ pub(super) async fn run(listener: TcpListener, router: Router, drain_timeout: Du
         }
     }
     drop(listener);
-    if tokio::time::timeout(drain_timeout, graceful.shutdown()).await.is_err() {
-        tracing::warn!("Some answers were not complete {} s after the signal to stop; they are cut off", drain_timeout.as_secs_f64());
-    }
+    graceful.shutdown().await;
 }
 
 async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {

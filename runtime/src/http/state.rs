@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
 use super::pulse::Pulse;
 use crate::engine::Engine;
+
+/// Requests whose text is prepared at once; others wait their turn. Workers need the processor more.
+const PREPARING_MAX: usize = 2;
 
 /// How the API is served.
 #[derive(Clone)]
@@ -18,10 +22,6 @@ pub struct HttpOptions {
     pub max_body_bytes: usize,
     /// Longest time from a request's arrival to its last token.
     pub request_timeout: Duration,
-    /// Time for running requests to finish after the signal to stop.
-    pub drain_timeout: Duration,
-    /// Requests that live but see no step for this long count as stalled (`/progressz`).
-    pub stalled_after: Duration,
 }
 
 impl Default for HttpOptions {
@@ -30,8 +30,6 @@ impl Default for HttpOptions {
             api_key: None,
             max_body_bytes: 4 << 20,
             request_timeout: Duration::from_secs(600),
-            drain_timeout: Duration::from_secs(30),
-            stalled_after: Duration::from_secs(30),
         }
     }
 }
@@ -43,8 +41,6 @@ impl std::fmt::Debug for HttpOptions {
             .field("api_key", &self.api_key.as_ref().map(|_| "..."))
             .field("max_body_bytes", &self.max_body_bytes)
             .field("request_timeout", &self.request_timeout)
-            .field("drain_timeout", &self.drain_timeout)
-            .field("stalled_after", &self.stalled_after)
             .finish()
     }
 }
@@ -56,16 +52,29 @@ pub(super) struct App {
     pub(super) options: Arc<HttpOptions>,
     pub(super) metrics: PrometheusHandle,
     pub(super) pulse: Pulse,
+    preparing: Arc<Semaphore>,
 }
 
 impl App {
+    pub(super) fn new(engine: Arc<Engine>, options: HttpOptions, metrics: PrometheusHandle) -> Self {
+        let preparing = Arc::new(Semaphore::new(PREPARING_MAX));
+        App { engine, options: Arc::new(options), metrics, pulse: Pulse::new(), preparing }
+    }
+
     /// Runs what takes the processor for long (templates, tokenising) where it holds nobody up.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let engine = Arc::clone(&self.engine);
-        let done = tokio::task::spawn_blocking(move || work(&engine)).await;
+        // Fails only when the semaphore is closed, which it never is.
+        let permit = Arc::clone(&self.preparing).acquire_owned().await;
+        let done = tokio::task::spawn_blocking(move || {
+            // Kept to the end of the work, even if the client leaves before.
+            let _permit = permit;
+            work(&engine)
+        })
+        .await;
         done.unwrap_or_else(|error| Err(ApiError::internal(format!("the request's text could not be prepared: {error}"))))
     }
 }

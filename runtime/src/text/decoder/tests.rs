@@ -107,6 +107,6 @@ proptest! {
         let expected = text.split(stop.as_str()).next().unwrap();
         prop_assert_eq!(&shown, expected);
         prop_assert_eq!(reason == FinishReason::Stop, expected.len() < text.len());
-        prop_assert!(!shown.contains('\u{fffd}'));
+        prop_assert!(!shown.contains(char::REPLACEMENT_CHARACTER));
     }
 }
