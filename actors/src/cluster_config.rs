@@ -42,6 +42,26 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// One attention and one expert worker, two micro-batches, and room for eight full contexts of at most 4,096 tokens.
+    pub fn for_model(spec: &ModelSpec) -> Self {
+        let context = spec.max_positions.min(4096) as u32;
+        let block_tokens = 16;
+        ClusterConfig {
+            attention_workers: 1,
+            expert_workers: 1,
+            micro_batches: 2,
+            dtype: ComputeType::for_stored(spec.stored_as),
+            context,
+            block_tokens,
+            kv_blocks: 8 * context.div_ceil(block_tokens),
+            max_rows: 512,
+            prefill_tokens: 256,
+            max_waiting: 1024,
+            peer_deadline: Duration::from_secs(30),
+            timeline_spans: 0,
+        }
+    }
+
     /// Checks the numbers against each other and the model.
     ///
     /// # Errors

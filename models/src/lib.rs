@@ -16,11 +16,11 @@ mod dtype;
 mod dummy;
 mod expert;
 mod ffn;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kernels;
 mod kv_cache;
 mod memory;
-#[doc(hidden)]
-pub mod fuzz;
 mod model_dir;
 pub mod reference;
 mod spec;
@@ -46,7 +46,6 @@ pub use memory::{MemoryEstimate, ModuleError, Progress};
 pub use model_dir::{
     CONFIG_BYTES_MAX, LoadFormat, ModelDir, ModelError, ModelHash, ModelParts, TOKENIZER_BYTES_MAX,
 };
-
 pub use spec::{
     Activation, Architecture, FfnKind, LayerSpec, ModelSpec, Norm, Rope, RopeScaling, SpecialTokens,
 };

@@ -89,7 +89,7 @@ pub enum ModelError {
         /// The model.
         model: String,
         /// Why.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// The weights were refused.
     #[error(transparent)]
@@ -134,7 +134,7 @@ impl ModelDir {
         let (spec, generation) =
             parse_config(&config, generation.as_deref()).map_err(|source| ModelError::Config {
                 model: path.display().to_string(),
-                source,
+                source: Box::new(source),
             })?;
         let weights = match format {
             LoadFormat::Auto => {
@@ -161,7 +161,7 @@ impl ModelDir {
         let (spec, generation) = parse_config(&parts.config, parts.generation_config.as_deref())
             .map_err(|source| ModelError::Config {
                 model: parts.name.clone(),
-                source,
+                source: Box::new(source),
             })?;
         let checkpoint = Checkpoint::from_bytes(&parts.name, parts.weights.clone(), spec.clone())?;
         Ok(ModelDir {

@@ -19,13 +19,12 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
     let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
     kwargs.assert_all_used()?;
-    let indent = match indent.filter(|indent| !indent.is_none()) {
-        None => None,
-        Some(indent) => Some(match indent.as_str() {
+    let indent = indent
+        .filter(|indent| !indent.is_none())
+        .map(|indent| match indent.as_str() {
             Some(text) => text.to_owned(),
             None => " ".repeat(usize::try_from(indent).unwrap_or(0).min(64)),
-        }),
-    };
+        });
     let (item, key) = match separators.as_deref() {
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),

@@ -2,7 +2,7 @@
 //!
 //! Transformers 5.23 does not read `attn_config.rope_theta`, where every published DBRX states its base, and falls back to
 //! 10,000, which no published DBRX was trained with; version 4 read it. Volley reads it after
-//! `rope_parameters` and the top level, before the default.
+//! `rope_parameters` and the top level, before the default, and warns where the two disagree.
 
 use serde_json::Value;
 
@@ -35,7 +35,18 @@ pub(super) fn spec(top: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     if let Some(tied @ Value::Bool(true)) = top.raw("tie_word_embeddings") {
         return Err(top.unsupported("tie_word_embeddings", tied, "false for this family"));
     }
-    let default_theta = rope::theta(&attention)?.unwrap_or(1e4);
+    let trained_theta = rope::theta(&attention)?;
+    let rope = rope::rope(top, trained_theta.unwrap_or(1e4), max_positions)?;
+    if let Some(trained) = trained_theta
+        && trained != rope.theta
+    {
+        tracing::warn!(
+            attn_config = trained,
+            used = rope.theta,
+            "config.json gives two bases for the rotary embedding. Transformers 5 writes such files when it saves a DBRX \
+             again; if the texts are poor, set rope_parameters.rope_theta to that of attn_config."
+        );
+    }
     Ok(ModelSpec {
         architecture: Architecture::Dbrx,
         hidden,
@@ -55,7 +66,7 @@ pub(super) fn spec(top: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
             layers
         ],
         norm: Norm::Layer { eps: NORM_EPS },
-        rope: rope::rope(top, default_theta, max_positions)?,
+        rope,
         qk_norm: false,
         clip_qkv: attention
             .optional_number("clip_qkv", "a number above 0, or null", |clip| {

@@ -2,7 +2,8 @@
 //!
 //! The bounds stand far above every published model (the widest residual stream is below 2^15, the largest
 //! vocabulary below 2^19) and exist so that a broken or hostile `config.json` is refused with a sentence instead of
-//! exhausting memory. With these, one tensor has fewer than 2^44 elements, and [`total_bytes`] checks the rest.
+//! exhausting memory. With these, one tensor has at most 2^44 elements, and
+//! [`MODEL_BYTES_MAX`] bounds the rest.
 
 use crate::{DenseTensor, ExpertTensor, ModelSpec, TensorId};
 

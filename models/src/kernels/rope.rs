@@ -163,3 +163,56 @@ fn stretched(scaling: &RopeScaling, plain: f64, i: usize, theta: f64, head_dim: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+    use crate::testing::Random;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn heads_are_turned_as_the_reference_turns_them_with_every_scaling() {
+        let scalings = [
+            RopeScaling::None,
+            RopeScaling::Linear { factor: 3.0 },
+            RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_positions: 64,
+            },
+            RopeScaling::Yarn {
+                factor: 4.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: 1.25,
+                original_positions: 128,
+            },
+        ];
+        let (rows, heads) = (70, 3);
+        for scaling in scalings {
+            for head_dim in [2, 6, 32, 80, 128] {
+                let rope = Rope { theta: 1e4, scaling: scaling.clone() };
+                let x = Random::new(5).values(rows * heads * head_dim, 1.0);
+                let expected = (|| {
+                    let (cos, sin) = reference::rope_tables(&rope, head_dim, rows)?;
+                    let x = Tensor::from_slice(&x, (rows, heads, head_dim), &Device::Cpu)?.transpose(0, 1)?;
+                    let turned = reference::rotate(&x.contiguous()?, &cos, &sin)?;
+                    turned.transpose(0, 1)?.flatten_all()?.to_vec1::<f32>()
+                })()
+                .unwrap();
+                let table = RopeTable::new(&rope, head_dim, rows);
+                let positions: Vec<u32> = (0..rows as u32).collect();
+                for isa in Isa::available() {
+                    let mut out = x.clone();
+                    let width = heads * head_dim;
+                    table.turn_heads(isa, &mut out, width, 0..width, &positions, None);
+                    for (a, b) in out.iter().zip(&expected) {
+                        assert!((a - b).abs() < 1e-5, "{isa:?} {scaling:?} {head_dim}: {a} {b}");
+                    }
+                }
+            }
+        }
+    }
+}
