@@ -10,15 +10,17 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use volley_models::kernels::{
-    Arena, AttentionScratch, Isa, KvSlice, MatrixMut, PackedMatrix, PackedRows, PagedAttention, Rows, Span, Start,
-    WeightType, gemm,
+    Arena, AttentionScratch, Isa, KvSlice, MatrixMut, PackedMatrix, PackedRows, PagedAttention,
+    Rows, Span, Start, WeightType, gemm,
 };
 use volley_models::{
-    Activation, Architecture, AttentionModule, AttentionOptions, ComputeType, ElementType, ExpertModule,
-    ExpertOptions, FfnKind, LayerSpec, MatrixView, ModelSpec, Norm, Rope, RopeScaling, SequenceSlice, SpecialTokens,
-    TensorId, WeightError, WeightSource,
+    Activation, Architecture, AttentionModule, AttentionOptions, ComputeType, ElementType,
+    ExpertModule, ExpertOptions, FfnKind, LayerSpec, MatrixView, ModelSpec, Norm, Rope,
+    RopeScaling, SequenceSlice, SpecialTokens, TensorId, WeightError, WeightSource,
 };
 
 /// Bytes of weights that products rotate over: well beyond any cache.
@@ -37,7 +39,12 @@ fn values(len: usize) -> Vec<f32> {
 
 fn view(rows: usize, cols: usize) -> MatrixView<'static> {
     MatrixView {
-        data: Cow::Owned(values(rows * cols).iter().flat_map(|x| x.to_le_bytes()).collect()),
+        data: Cow::Owned(
+            values(rows * cols)
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect(),
+        ),
         element: ElementType::F32,
         rows,
         cols,
@@ -51,7 +58,10 @@ struct ThreadTime;
 
 #[cfg(unix)]
 fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the clock exists on every Unix, and `time` is there to be written.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -59,7 +69,8 @@ fn thread_time() -> Duration {
 
 #[cfg(not(unix))]
 fn thread_time() -> Duration {
-    static BEGIN: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    static BEGIN: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
     BEGIN.elapsed()
 }
 
@@ -88,7 +99,10 @@ impl Measurement for ThreadTime {
     }
 }
 
-fn quick<'a>(criterion: &'a mut Criterion<ThreadTime>, name: &str) -> BenchmarkGroup<'a, ThreadTime> {
+fn quick<'a>(
+    criterion: &'a mut Criterion<ThreadTime>,
+    name: &str,
+) -> BenchmarkGroup<'a, ThreadTime> {
     let mut group = criterion.benchmark_group(name);
     group
         .sample_size(20)
@@ -123,7 +137,13 @@ fn products(criterion: &mut Criterion<ThreadTime>) {
                         let w = &weights[turn % copies];
                         turn += 1;
                         rows.pack(kind, Rows::F32(&x), m, k);
-                        gemm(&rows, w, 0..w.panels(), MatrixMut::new(&mut out, m, n, n), Start::Zero);
+                        gemm(
+                            &rows,
+                            w,
+                            0..w.panels(),
+                            MatrixMut::new(&mut out, m, n, n),
+                            Start::Zero,
+                        );
                         black_box(&mut out);
                     });
                 });
@@ -171,7 +191,12 @@ fn mid_mixtral(layers: usize) -> Source {
         top_k: 2,
         expert_hidden: 1792,
         normalize_top_k: true,
-        layers: vec![LayerSpec { ffn: FfnKind::Experts }; layers],
+        layers: vec![
+            LayerSpec {
+                ffn: FfnKind::Experts
+            };
+            layers
+        ],
         norm: Norm::Rms { eps: 1e-5 },
         rope: Rope {
             theta: 1e6,
@@ -201,7 +226,8 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
             max_rows: 256,
         };
         let mut module =
-            ExpertModule::load(&source, &[0, 1, 2, 3, 4, 5, 6, 7], options, &mut |_| ()).expect("the source has all");
+            ExpertModule::load(&source, &[0, 1, 2, 3, 4, 5, 6, 7], options, &mut |_| ())
+                .expect("the source has all");
         for rows_per_expert in [1, 2, 8, 32] {
             let rows = 8 * rows_per_expert;
             let offsets: Vec<u32> = (0..=8).map(|e| (e * rows_per_expert) as u32).collect();
@@ -231,16 +257,36 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
     for dtype in [ComputeType::F32, ComputeType::Bf16] {
         let mut group = quick(criterion, &format!("attention/{dtype}"));
         // A decode reads its whole context once; a prefill of 128 rows shares what it reads.
-        for (name, rows, context) in [("decode", 1, 512), ("decode", 1, 4096), ("prefill", 128, 128), ("prefill", 128, 4096)] {
+        for (name, rows, context) in [
+            ("decode", 1, 512),
+            ("decode", 1, 4096),
+            ("prefill", 128, 128),
+            ("prefill", 128, 4096),
+        ] {
             let sequences = if rows == 1 { 32 } else { 1 };
             let blocks = sequences * context / block_tokens;
             let elements = blocks * block_tokens * kv_heads * head_dim;
             let wide = values(elements);
-            let bits: Vec<u16> = wide.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
-            let cache = match dtype {
-                ComputeType::F32 => KvSlice::F32(&wide),
-                ComputeType::Bf16 => KvSlice::Bf16(&bits),
-            };
+            let bits: Vec<u16> = wide
+                .iter()
+                .map(|x| half::bf16::from_f32(*x).to_bits())
+                .collect();
+            // In huge pages, as the module's cache is.
+            let mut arena = Arena::new(8 * elements);
+            let blocks_of_both = [(); 2].map(|()| {
+                let mut block = arena.block(elements * dtype.bytes() / 4);
+                match dtype {
+                    ComputeType::F32 => bytemuck::cast_slice_mut(&mut block).copy_from_slice(&wide),
+                    ComputeType::Bf16 => {
+                        bytemuck::cast_slice_mut(&mut block).copy_from_slice(&bits)
+                    }
+                }
+                block
+            });
+            let [keys, cached_values] = blocks_of_both.each_ref().map(|block| match dtype {
+                ComputeType::F32 => KvSlice::F32(bytemuck::cast_slice(block)),
+                ComputeType::Bf16 => KvSlice::Bf16(bytemuck::cast_slice(block)),
+            });
             let queries = values(sequences * rows * heads * head_dim);
             let table: Vec<u32> = (0..blocks as u32).collect();
             let mut scratch = AttentionScratch::new(rows, heads / kv_heads, head_dim);
@@ -248,8 +294,8 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
             let paged = PagedAttention {
                 queries: &queries,
                 query_stride: heads * head_dim,
-                keys: cache,
-                values: cache,
+                keys,
+                values: cached_values,
                 block_tokens,
                 heads,
                 kv_heads,
@@ -272,7 +318,13 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
                             blocks: &table[sequence * context / block_tokens..],
                         };
                         let width = heads * head_dim;
-                        paged.run(isa, span, 0..kv_heads, &mut scratch, MatrixMut::new(&mut out, rows, width, width));
+                        paged.run(
+                            isa,
+                            span,
+                            0..kv_heads,
+                            &mut scratch,
+                            MatrixMut::new(&mut out, rows, width, width),
+                        );
                     }
                 });
             });
@@ -295,12 +347,18 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
             max_rows: 128,
             micro_batches: 1,
         };
-        let mut module = AttentionModule::load(&source, options, &mut |_| ()).expect("the source has all");
+        let mut module =
+            AttentionModule::load(&source, options, &mut |_| ()).expect("the source has all");
         let mut acts = module.activations();
         let tables: Vec<Vec<u32>> = (0..32).map(|s| (s * 16..s * 16 + 16).collect()).collect();
         let tokens = vec![7u32; 128];
         let weights = 1024 * (1024 + 2 * 256 + 1024) + 8 * 1024;
-        for (name, sequences, rows, start) in [("decode", 1, 1, 128), ("decode", 8, 1, 128), ("decode", 32, 1, 128), ("prefill", 1, 128, 0)] {
+        for (name, sequences, rows, start) in [
+            ("decode", 1, 1, 128),
+            ("decode", 8, 1, 128),
+            ("decode", 32, 1, 128),
+            ("prefill", 1, 128, 0),
+        ] {
             let batch: Vec<SequenceSlice<'_>> = (0..sequences)
                 .map(|s| SequenceSlice {
                     tokens: &tokens[..rows],
@@ -308,7 +366,9 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
                     blocks: &tables[s],
                 })
                 .collect();
-            module.begin(&mut acts, &batch).expect("the batch is within bounds");
+            module
+                .begin(&mut acts, &batch)
+                .expect("the batch is within bounds");
             module.embed(&mut acts);
             group.throughput(Throughput::ElementsAndBytes {
                 elements: (2 * sequences * rows * weights) as u64,

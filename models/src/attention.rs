@@ -18,8 +18,9 @@ use crate::ModelSpec;
 use crate::dtype::ComputeType;
 use crate::ffn::FfnScratch;
 use crate::kernels::{
-    AttentionScratch, Isa, MatrixMut, PackedMatrix, PackedRows, PagedAttention, RopeTable, Rows, Span, Start,
-    TILE_POSITIONS, TopK, add_assign, clamp, gemm, layer_norm, rms_norm, round_to_bf16, softmax, top_k,
+    AttentionScratch, Isa, MatrixMut, PackedMatrix, PackedRows, PagedAttention, RopeTable, Rows,
+    Span, Start, TILE_POSITIONS, TopK, add_assign, clamp, gemm, layer_norm, rms_norm,
+    round_to_bf16, softmax, top_k,
 };
 use crate::kv_cache::KvCache;
 use crate::memory::{MemoryEstimate, ModuleError, Progress};
@@ -73,7 +74,10 @@ impl AttentionModule {
     ///
     /// # Errors
     /// When they cannot be counted, or an option is one that the kernels do not take.
-    pub fn memory(spec: &ModelSpec, options: AttentionOptions) -> Result<MemoryEstimate, ModuleError> {
+    pub fn memory(
+        spec: &ModelSpec,
+        options: AttentionOptions,
+    ) -> Result<MemoryEstimate, ModuleError> {
         check_options(spec, &options)?;
         let weights = || {
             let (arena, vectors) = DenseWeights::bytes(spec, options.dtype)?;
@@ -112,7 +116,13 @@ impl AttentionModule {
         Ok(AttentionModule {
             weights: DenseWeights::load(source, options.isa, options.dtype, progress)?,
             rope: RopeTable::new(&spec.rope, spec.head_dim, limits.max_positions),
-            cache: KvCache::new(options.isa, spec, options.dtype, options.kv_blocks, options.block_tokens),
+            cache: KvCache::new(
+                options.isa,
+                spec,
+                options.dtype,
+                options.kv_blocks,
+                options.block_tokens,
+            ),
             scratch: Scratch::new(options.isa, spec, options.max_rows),
             spec: spec.clone(),
             options,
@@ -141,7 +151,11 @@ impl AttentionModule {
     ///
     /// # Errors
     /// When the batch has too many rows, or a token, position or block is out of range. `acts` is then empty.
-    pub fn begin(&self, acts: &mut Activations, batch: &[SequenceSlice<'_>]) -> Result<(), ModuleError> {
+    pub fn begin(
+        &self,
+        acts: &mut Activations,
+        batch: &[SequenceSlice<'_>],
+    ) -> Result<(), ModuleError> {
         acts.begin(batch)
     }
 
@@ -191,7 +205,12 @@ impl AttentionModule {
                 };
                 let chosen = rows * self.spec.top_k;
                 let ids = &mut acts.expert_ids[..chosen];
-                top_k(choice, probabilities, ids, &mut acts.expert_weights[..chosen]);
+                top_k(
+                    choice,
+                    probabilities,
+                    ids,
+                    &mut acts.expert_weights[..chosen],
+                );
             }
         }
     }
@@ -209,7 +228,12 @@ impl AttentionModule {
     ///
     /// # Errors
     /// When a row does not exist, there are more than `max_rows`, or `out` has another shape.
-    pub fn logits(&mut self, acts: &Activations, rows: &[u32], out: &mut [f32]) -> Result<(), ModuleError> {
+    pub fn logits(
+        &mut self,
+        acts: &Activations,
+        rows: &[u32],
+        out: &mut [f32],
+    ) -> Result<(), ModuleError> {
         let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
         let last = rows.iter().copied().max().unwrap_or(0);
         let fits = rows.len() <= self.options.max_rows && out.len() == rows.len() * vocab;
@@ -225,7 +249,13 @@ impl AttentionModule {
         let normed = &mut normed[..rows.len() * hidden];
         for (row, place) in rows.iter().zip(normed.chunks_exact_mut(hidden)) {
             let residual = &acts.residual[*row as usize * hidden..][..hidden];
-            normalize(self.options.isa, self.spec.norm, residual, &self.weights.final_norm, place);
+            normalize(
+                self.options.isa,
+                self.spec.norm,
+                residual,
+                &self.weights.final_norm,
+                place,
+            );
         }
         multiply(packed, &self.weights.head, normed, None, out);
         Ok(())
@@ -255,19 +285,28 @@ impl AttentionModule {
         let projected = &mut projected[..rows * spec.hidden];
 
         normalize(isa, spec.norm, residual, &weights.attention_norm, normed);
-        multiply(packed, &weights.qkv, normed, weights.qkv_bias.as_deref(), qkv);
+        multiply(
+            packed,
+            &weights.qkv,
+            normed,
+            weights.qkv_bias.as_deref(),
+            qkv,
+        );
         if let Some(limit) = spec.clip_qkv {
             clamp(qkv, limit);
         }
         let (Norm::Rms { eps } | Norm::Layer { eps }) = spec.norm;
         let query_norm = weights.query_norm.as_deref().map(|weight| (weight, eps));
         let key_norm = weights.key_norm.as_deref().map(|weight| (weight, eps));
-        self.rope.turn_heads(isa, qkv, width, 0..q, &acts.positions, query_norm);
-        self.rope.turn_heads(isa, qkv, width, q..q + kv, &acts.positions, key_norm);
+        self.rope
+            .turn_heads(isa, qkv, width, 0..q, &acts.positions, query_norm);
+        self.rope
+            .turn_heads(isa, qkv, width, q..q + kv, &acts.positions, key_norm);
         for (row, qkv) in qkv.chunks_exact(width).enumerate() {
             let slot = acts.positions[row] as usize % self.cache.block_tokens();
             let (key, value) = qkv[q..].split_at(kv);
-            self.cache.write(layer, acts.row_blocks[row], slot, key, value);
+            self.cache
+                .write(layer, acts.row_blocks[row], slot, key, value);
         }
         let paged = PagedAttention {
             queries: qkv,
@@ -281,7 +320,13 @@ impl AttentionModule {
             window: spec.sliding_window,
             scale: 1.0 / (spec.head_dim as f32).sqrt(),
         };
-        for SpanRecord { first_row, rows, start, table } in &acts.spans {
+        for SpanRecord {
+            first_row,
+            rows,
+            start,
+            table,
+        } in &acts.spans
+        {
             let span = Span {
                 first_row: *first_row,
                 rows: *rows,
@@ -291,7 +336,13 @@ impl AttentionModule {
             let place = MatrixMut::new(&mut context[first_row * q..], *rows, q, q);
             paged.run(isa, span, 0..spec.kv_heads, attention, place);
         }
-        multiply(packed, &weights.output, context, weights.output_bias.as_deref(), projected);
+        multiply(
+            packed,
+            &weights.output,
+            context,
+            weights.output_bias.as_deref(),
+            projected,
+        );
         add_assign(residual, projected);
     }
 }
@@ -313,12 +364,19 @@ impl Scratch {
 
     fn bytes(spec: &ModelSpec, rows: usize) -> Option<usize> {
         let (q, kv) = projections(spec)?;
-        let row = spec.hidden.checked_mul(2)?.checked_add(q.checked_add(kv)?.checked_mul(2)?)?;
+        let row = spec
+            .hidden
+            .checked_mul(2)?
+            .checked_add(q.checked_add(kv)?.checked_mul(2)?)?;
         row.checked_add(spec.experts)?
             .checked_mul(rows)?
             .checked_mul(4)?
             .checked_add(PackedRows::bytes(rows, spec.hidden.max(q))?)?
-            .checked_add(AttentionScratch::bytes(rows, spec.heads_per_kv_head(), spec.head_dim)?)?
+            .checked_add(AttentionScratch::bytes(
+                rows,
+                spec.heads_per_kv_head(),
+                spec.head_dim,
+            )?)?
             .checked_add(FfnScratch::bytes(rows, spec.hidden, dense_width(spec))?)
     }
 }
@@ -337,16 +395,35 @@ fn check_options(spec: &ModelSpec, options: &AttentionOptions) -> Result<(), Mod
         if fits {
             Ok(())
         } else {
-            Err(ModuleError::Option { option, found, needed })
+            Err(ModuleError::Option {
+                option,
+                found,
+                needed,
+            })
         }
     };
-    let AttentionOptions { kv_blocks, block_tokens, max_rows, .. } = *options;
+    let AttentionOptions {
+        kv_blocks,
+        block_tokens,
+        max_rows,
+        ..
+    } = *options;
     let tiles = block_tokens > 0 && block_tokens.is_multiple_of(TILE_POSITIONS);
-    check("block_tokens", block_tokens, tiles, "a multiple of 16, above 0")?;
+    check(
+        "block_tokens",
+        block_tokens,
+        tiles,
+        "a multiple of 16, above 0",
+    )?;
     check("kv_blocks", kv_blocks, kv_blocks > 0, "at least 1")?;
     check("max_rows", max_rows, max_rows > 0, "at least 1")?;
     let even = spec.head_dim.is_multiple_of(2);
-    check("head_dim", spec.head_dim, even, "even, for the rotary embedding")
+    check(
+        "head_dim",
+        spec.head_dim,
+        even,
+        "even, for the rotary embedding",
+    )
 }
 
 fn normalize(isa: Isa, norm: Norm, x: &[f32], weight: &[f32], out: &mut [f32]) {
@@ -357,11 +434,23 @@ fn normalize(isa: Isa, norm: Norm, x: &[f32], weight: &[f32], out: &mut [f32]) {
 }
 
 /// `out = x w^T + bias`.
-fn multiply(packed: &mut PackedRows, w: &PackedMatrix, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn multiply(
+    packed: &mut PackedRows,
+    w: &PackedMatrix,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let rows = x.len() / w.k();
     packed.pack(w.kind(), Rows::F32(x), rows, w.k());
     let start = bias.map_or(Start::Zero, Start::Bias);
-    gemm(packed, w, 0..w.panels(), MatrixMut::new(out, rows, w.n(), w.n()), start);
+    gemm(
+        packed,
+        w,
+        0..w.panels(),
+        MatrixMut::new(out, rows, w.n(), w.n()),
+        start,
+    );
 }
 
 #[cfg(test)]

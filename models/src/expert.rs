@@ -34,16 +34,25 @@ impl ExpertModule {
     ///
     /// # Errors
     /// When they cannot be counted.
-    pub fn memory(spec: &ModelSpec, experts: usize, options: ExpertOptions) -> Result<MemoryEstimate, ModuleError> {
+    pub fn memory(
+        spec: &ModelSpec,
+        experts: usize,
+        options: ExpertOptions,
+    ) -> Result<MemoryEstimate, ModuleError> {
         let weights = || {
             let one = GatedFfn::bytes(options.dtype, spec.hidden, spec.expert_hidden)?;
-            one.checked_mul(experts)?.checked_mul(spec.moe_layers().count())
+            one.checked_mul(experts)?
+                .checked_mul(spec.moe_layers().count())
         };
         let scratch = FfnScratch::bytes(options.max_rows, spec.hidden, spec.expert_hidden);
         Ok(MemoryEstimate {
-            weights: weights().ok_or(ModuleError::TooLarge { what: "the experts' weights" })?,
+            weights: weights().ok_or(ModuleError::TooLarge {
+                what: "the experts' weights",
+            })?,
             kv: 0,
-            scratch: scratch.ok_or(ModuleError::TooLarge { what: "the experts' scratch" })?,
+            scratch: scratch.ok_or(ModuleError::TooLarge {
+                what: "the experts' scratch",
+            })?,
         })
     }
 
@@ -79,7 +88,8 @@ impl ExpertModule {
         for layer in spec.moe_layers() {
             let mut packed = Vec::with_capacity(experts.len());
             for expert in experts {
-                let tensor = |which| source.tensor(TensorId::Expert(layer, usize::from(*expert), which));
+                let tensor =
+                    |which| source.tensor(TensorId::Expert(layer, usize::from(*expert), which));
                 packed.push(GatedFfn::pack(
                     &mut arena,
                     options.dtype,
@@ -99,7 +109,12 @@ impl ExpertModule {
             experts: experts.to_vec(),
             options,
             hidden: spec.hidden,
-            scratch: FfnScratch::new(options.isa, options.max_rows, spec.hidden, spec.expert_hidden),
+            scratch: FfnScratch::new(
+                options.isa,
+                options.max_rows,
+                spec.hidden,
+                spec.expert_hidden,
+            ),
         })
     }
 
@@ -115,7 +130,13 @@ impl ExpertModule {
     ///
     /// # Errors
     /// When the layer has no experts, or when offsets and rows contradict each other; nothing is computed then.
-    pub fn forward(&mut self, layer: usize, offsets: &[u32], x: Rows<'_>, out: &mut [f32]) -> Result<(), ModuleError> {
+    pub fn forward(
+        &mut self,
+        layer: usize,
+        offsets: &[u32],
+        x: Rows<'_>,
+        out: &mut [f32],
+    ) -> Result<(), ModuleError> {
         let hidden = self.hidden;
         let experts = self
             .layers
@@ -140,7 +161,12 @@ impl ExpertModule {
             while first < end {
                 let last = end.min(first + self.options.max_rows);
                 let place = &mut out[first * hidden..last * hidden];
-                expert.forward(self.options.isa, &mut self.scratch, x.slice(first..last, hidden), place);
+                expert.forward(
+                    self.options.isa,
+                    &mut self.scratch,
+                    x.slice(first..last, hidden),
+                    place,
+                );
                 first = last;
             }
         }
@@ -155,55 +181,86 @@ mod tests {
     use crate::weights::ElementType;
 
     fn options(isa: Isa, dtype: ComputeType, max_rows: usize) -> ExpertOptions {
-        ExpertOptions { dtype, isa, max_rows }
+        ExpertOptions {
+            dtype,
+            isa,
+            max_rows,
+        }
     }
 
     /// One expert of one row, in f64.
     fn exact(source: &RandomWeights, layer: usize, expert: usize, x: &[f32]) -> Vec<f64> {
         let product = |which, x: &[f64]| -> Vec<f64> {
-            let w = source.tensor(TensorId::Expert(layer, expert, which)).unwrap();
+            let w = source
+                .tensor(TensorId::Expert(layer, expert, which))
+                .unwrap();
             (0..w.rows)
                 .map(|r| (0..w.cols).map(|c| f64::from(w.at(r, c)) * x[c]).sum())
                 .collect()
         };
         let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let (gate, up) = (product(ExpertTensor::Gate, &x), product(ExpertTensor::Up, &x));
-        let inner: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+        let (gate, up) = (
+            product(ExpertTensor::Gate, &x),
+            product(ExpertTensor::Up, &x),
+        );
+        let inner: Vec<f64> = gate
+            .iter()
+            .zip(&up)
+            .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+            .collect();
         product(ExpertTensor::Down, &inner)
     }
 
     #[test]
     fn ragged_groups_are_each_rows_own_expert_in_any_pieces() {
         for spec in [qwen3_moe(), dbrx()] {
-            for (element, dtype, tolerance) in
-                [(ElementType::F32, ComputeType::F32, 1e-5), (ElementType::Bf16, ComputeType::Bf16, 2e-2)]
-            {
-                let source = RandomWeights { spec: spec.clone(), element, seed: 1 };
+            for (element, dtype, tolerance) in [
+                (ElementType::F32, ComputeType::F32, 1e-5),
+                (ElementType::Bf16, ComputeType::Bf16, 2e-2),
+            ] {
+                let source = RandomWeights {
+                    spec: spec.clone(),
+                    element,
+                    seed: 1,
+                };
                 let owned = [7, 0, 3, 5];
                 let offsets = [0u32, 0, 1, 24, 31];
                 let hidden = spec.hidden;
                 let x = Random::new(2).values(31 * hidden, 1.0);
-                let bits: Vec<u16> = x.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+                let bits: Vec<u16> = x
+                    .iter()
+                    .map(|x| half::bf16::from_f32(*x).to_bits())
+                    .collect();
                 for isa in Isa::available() {
                     let mut results = Vec::new();
                     for max_rows in [1, 5, 64] {
                         let options = options(isa, dtype, max_rows);
                         let mut seen = 0;
-                        let mut module =
-                            ExpertModule::load(&source, &owned, options, &mut |p| seen = p.packed_bytes).unwrap();
-                        assert_eq!(seen, ExpertModule::memory(&spec, 4, options).unwrap().weights);
+                        let mut module = ExpertModule::load(&source, &owned, options, &mut |p| {
+                            seen = p.packed_bytes
+                        })
+                        .unwrap();
+                        assert_eq!(
+                            seen,
+                            ExpertModule::memory(&spec, 4, options).unwrap().weights
+                        );
                         let mut out = vec![0.0; x.len()];
-                        module.forward(0, &offsets, Rows::F32(&x), &mut out).unwrap();
+                        module
+                            .forward(0, &offsets, Rows::F32(&x), &mut out)
+                            .unwrap();
                         results.push(out.clone());
                         if dtype == ComputeType::Bf16 {
-                            module.forward(0, &offsets, Rows::Bf16(&bits), &mut out).unwrap();
+                            module
+                                .forward(0, &offsets, Rows::Bf16(&bits), &mut out)
+                                .unwrap();
                             results.push(out);
                         }
                     }
                     assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{isa:?}");
                     for (group, expert) in offsets.windows(2).zip(owned) {
                         for row in group[0] as usize..group[1] as usize {
-                            let exact = exact(&source, 0, expert.into(), &x[row * hidden..][..hidden]);
+                            let exact =
+                                exact(&source, 0, expert.into(), &x[row * hidden..][..hidden]);
                             let size = exact.iter().map(|x| x * x).sum::<f64>().sqrt();
                             let error = exact
                                 .iter()
@@ -211,7 +268,10 @@ mod tests {
                                 .map(|(a, b)| (a - f64::from(*b)).powi(2))
                                 .sum::<f64>()
                                 .sqrt();
-                            assert!(error <= tolerance * size, "{isa:?} {dtype} {error} of {size}");
+                            assert!(
+                                error <= tolerance * size,
+                                "{isa:?} {dtype} {error} of {size}"
+                            );
                         }
                     }
                 }
@@ -221,20 +281,46 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let source = RandomWeights { spec: qwen3_moe(), element: ElementType::F32, seed: 1 };
+        let source = RandomWeights {
+            spec: qwen3_moe(),
+            element: ElementType::F32,
+            seed: 1,
+        };
         let options = options(Isa::detect(), ComputeType::F32, 8);
         let load = |experts: &[u16]| ExpertModule::load(&source, experts, options, &mut |_| ());
-        assert!(matches!(load(&[3, 3]), Err(ModuleError::Expert { expert: 3, .. })));
-        assert!(matches!(load(&[13]), Err(ModuleError::Expert { expert: 13, .. })));
+        assert!(matches!(
+            load(&[3, 3]),
+            Err(ModuleError::Expert { expert: 3, .. })
+        ));
+        assert!(matches!(
+            load(&[13]),
+            Err(ModuleError::Expert { expert: 13, .. })
+        ));
         let mut module = load(&[1, 2]).unwrap();
         let x = vec![0.0; 2 * 52];
         let mut forward = |layer, offsets: &[u32], len: usize| {
             module.forward(layer, offsets, Rows::F32(&x[..len]), &mut vec![0.0; len])
         };
-        assert!(matches!(forward(1, &[0, 1, 2], 104), Err(ModuleError::Layer { layer: 1 })));
-        assert!(matches!(forward(9, &[0, 1, 2], 104), Err(ModuleError::Layer { layer: 9 })));
-        for offsets in [&[0u32, 2][..], &[0, 2, 1], &[1, 1, 2], &[0, 1, 3], &[0, 1, u32::MAX], &[]] {
-            assert!(matches!(forward(0, offsets, 104), Err(ModuleError::Groups { .. })));
+        assert!(matches!(
+            forward(1, &[0, 1, 2], 104),
+            Err(ModuleError::Layer { layer: 1 })
+        ));
+        assert!(matches!(
+            forward(9, &[0, 1, 2], 104),
+            Err(ModuleError::Layer { layer: 9 })
+        ));
+        for offsets in [
+            &[0u32, 2][..],
+            &[0, 2, 1],
+            &[1, 1, 2],
+            &[0, 1, 3],
+            &[0, 1, u32::MAX],
+            &[],
+        ] {
+            assert!(matches!(
+                forward(0, offsets, 104),
+                Err(ModuleError::Groups { .. })
+            ));
         }
         assert!(forward(0, &[0, 0, 0], 0).is_ok());
         assert!(forward(2, &[0, 2, 2], 104).is_ok());

@@ -41,12 +41,24 @@ impl GatedFfn {
         scratch.packed.pack(kind, x, rows, hidden);
         let gate_up = &mut scratch.gate_up[..rows * 2 * width];
         let place = MatrixMut::new(gate_up, rows, 2 * width, 2 * width);
-        gemm(&scratch.packed, &self.gate_up, 0..self.gate_up.panels(), place, Start::Zero);
+        gemm(
+            &scratch.packed,
+            &self.gate_up,
+            0..self.gate_up.panels(),
+            place,
+            Start::Zero,
+        );
         let gated = &mut scratch.gated[..rows * width];
         gated_silu(isa, gate_up, width, gated);
         scratch.packed.pack(kind, Rows::F32(gated), rows, width);
         let place = MatrixMut::new(out, rows, hidden, hidden);
-        gemm(&scratch.packed, &self.down, 0..self.down.panels(), place, Start::Zero);
+        gemm(
+            &scratch.packed,
+            &self.down,
+            0..self.down.panels(),
+            place,
+            Start::Zero,
+        );
     }
 }
 

@@ -5,9 +5,7 @@
 
 use crate::ModelSpec;
 use crate::dtype::ComputeType;
-use crate::kernels::{Arena, ArenaBlock, KvSlice, TILE_POSITIONS, padded, round_to_bf16};
-
-use crate::kernels::Isa;
+use crate::kernels::{Arena, ArenaBlock, Isa, KvSlice, TILE_POSITIONS, padded, round_to_bf16};
 
 /// Keys and values of every layer.
 #[derive(Debug)]
@@ -26,7 +24,6 @@ struct LayerCache {
 struct Shape {
     isa: Isa,
     dtype: ComputeType,
-    blocks: usize,
     block_tokens: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -34,12 +31,17 @@ struct Shape {
 
 impl KvCache {
     /// A cache of zeros. `block_tokens` is a multiple of sixteen.
-    pub(crate) fn new(isa: Isa, spec: &ModelSpec, dtype: ComputeType, blocks: usize, block_tokens: usize) -> Self {
+    pub(crate) fn new(
+        isa: Isa,
+        spec: &ModelSpec,
+        dtype: ComputeType,
+        blocks: usize,
+        block_tokens: usize,
+    ) -> Self {
         let bytes = Self::bytes(spec, dtype, blocks, block_tokens).expect("sizes were checked");
         let shape = Shape {
             isa,
             dtype,
-            blocks,
             block_tokens,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
@@ -56,15 +58,16 @@ impl KvCache {
     }
 
     /// Bytes of such a cache; nothing if that overflows.
-    pub(crate) fn bytes(spec: &ModelSpec, dtype: ComputeType, blocks: usize, block_tokens: usize) -> Option<usize> {
+    pub(crate) fn bytes(
+        spec: &ModelSpec,
+        dtype: ComputeType,
+        blocks: usize,
+        block_tokens: usize,
+    ) -> Option<usize> {
         let [keys, values] = words(spec, dtype, blocks, block_tokens)?;
         Arena::block_bytes(keys)?
             .checked_add(Arena::block_bytes(values)?)?
             .checked_mul(spec.layers.len())
-    }
-
-    pub(crate) fn blocks(&self) -> usize {
-        self.shape.blocks
     }
 
     pub(crate) fn block_tokens(&self) -> usize {
@@ -82,13 +85,32 @@ impl KvCache {
     }
 
     /// Stores one position's keys and values, `[kv_heads * head_dim]` each.
-    pub(crate) fn write(&mut self, layer: usize, block: u32, slot: usize, key: &[f32], value: &[f32]) {
-        let Shape { isa, dtype, block_tokens, kv_heads, head_dim, .. } = self.shape;
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        block: u32,
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        let Shape {
+            isa,
+            dtype,
+            block_tokens,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
         let LayerCache { keys, values } = &mut self.layers[layer];
         let width = padded(head_dim);
-        for (head, (key, value)) in key.chunks_exact(head_dim).zip(value.chunks_exact(head_dim)).enumerate() {
+        for (head, (key, value)) in key
+            .chunks_exact(head_dim)
+            .zip(value.chunks_exact(head_dim))
+            .enumerate()
+        {
             let first = (block as usize * kv_heads + head) * block_tokens;
-            let key_at = (first + slot / TILE_POSITIONS * TILE_POSITIONS) * head_dim + slot % TILE_POSITIONS;
+            let key_at =
+                (first + slot / TILE_POSITIONS * TILE_POSITIONS) * head_dim + slot % TILE_POSITIONS;
             let value_at = (first + slot) * width;
             match dtype {
                 ComputeType::F32 => {
@@ -122,8 +144,22 @@ impl Shape {
 }
 
 /// u32 of one layer's keys and of its values.
-fn words(spec: &ModelSpec, dtype: ComputeType, blocks: usize, block_tokens: usize) -> Option<[usize; 2]> {
-    let positions = blocks.checked_mul(block_tokens)?.checked_mul(spec.kv_heads)?;
-    let words = |width: usize| Some(positions.checked_mul(width)?.checked_mul(dtype.bytes())?.div_ceil(4));
+fn words(
+    spec: &ModelSpec,
+    dtype: ComputeType,
+    blocks: usize,
+    block_tokens: usize,
+) -> Option<[usize; 2]> {
+    let positions = blocks
+        .checked_mul(block_tokens)?
+        .checked_mul(spec.kv_heads)?;
+    let words = |width: usize| {
+        Some(
+            positions
+                .checked_mul(width)?
+                .checked_mul(dtype.bytes())?
+                .div_ceil(4),
+        )
+    };
     Some([words(spec.head_dim)?, words(padded(spec.head_dim))?])
 }

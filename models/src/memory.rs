@@ -39,7 +39,9 @@ pub enum ModuleError {
     #[error(transparent)]
     Weight(#[from] WeightError),
     /// Sizes multiply beyond the address space.
-    #[error("{what} would take more bytes than can be addressed; lower the numbers of blocks and rows")]
+    #[error(
+        "{what} would take more bytes than can be addressed; lower the numbers of blocks and rows"
+    )]
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -55,7 +57,9 @@ pub enum ModuleError {
         needed: &'static str,
     },
     /// An expert was assigned that the model does not have, or twice.
-    #[error("expert {expert} cannot be owned: the model has {experts} experts, and each may be named once")]
+    #[error(
+        "expert {expert} cannot be owned: the model has {experts} experts, and each may be named once"
+    )]
     Expert {
         /// The one named.
         expert: u16,
@@ -63,7 +67,9 @@ pub enum ModuleError {
         experts: usize,
     },
     /// A batch has more rows than activations were sized for.
-    #[error("a micro-batch of {rows} rows exceeds max_rows = {max_rows}; send fewer tokens a step or raise it")]
+    #[error(
+        "a micro-batch of {rows} rows exceeds max_rows = {max_rows}; send fewer tokens a step or raise it"
+    )]
     TooManyRows {
         /// Rows of the batch.
         rows: usize,
@@ -77,7 +83,9 @@ pub enum ModuleError {
         sequence: usize,
     },
     /// A token id is not in the vocabulary.
-    #[error("token {token} of sequence {sequence} is outside the vocabulary of {vocab}; is the tokenizer the model's own?")]
+    #[error(
+        "token {token} of sequence {sequence} is outside the vocabulary of {vocab}; is the tokenizer the model's own?"
+    )]
     Token {
         /// Index of the sequence in the batch.
         sequence: usize,
@@ -87,7 +95,9 @@ pub enum ModuleError {
         vocab: usize,
     },
     /// A sequence goes beyond the longest there is room for.
-    #[error("sequence {sequence} would fill positions {positions:?}, but the longest sequence here has {max_positions}")]
+    #[error(
+        "sequence {sequence} would fill positions {positions:?}, but the longest sequence here has {max_positions}"
+    )]
     Position {
         /// Index of the sequence in the batch.
         sequence: usize,
@@ -97,7 +107,9 @@ pub enum ModuleError {
         max_positions: usize,
     },
     /// A block table does not reach to the last token.
-    #[error("sequence {sequence} needs {needed} blocks for its last token, but its table has {found}")]
+    #[error(
+        "sequence {sequence} needs {needed} blocks for its last token, but its table has {found}"
+    )]
     BlockTable {
         /// Index of the sequence in the batch.
         sequence: usize,
@@ -117,7 +129,9 @@ pub enum ModuleError {
         blocks: usize,
     },
     /// The offsets of the experts' groups are not those of the rows.
-    #[error("group offsets must be {groups} values rising from 0 to at most the {rows} rows that came, all of which have {hidden} elements in and out")]
+    #[error(
+        "group offsets must be {groups} values rising from 0 to at most the {rows} rows that came, all of which have {hidden} elements in and out"
+    )]
     Groups {
         /// Offsets expected.
         groups: usize,
@@ -133,7 +147,9 @@ pub enum ModuleError {
         layer: usize,
     },
     /// A row was named that the micro-batch does not have, or the result has no place for it.
-    #[error("logits of {wanted} rows (the last is {last}) of a micro-batch of {rows} do not fit a result of {places} rows")]
+    #[error(
+        "logits of {wanted} rows (the last is {last}) of a micro-batch of {rows} do not fit a result of {places} rows"
+    )]
     Logits {
         /// Rows wanted.
         wanted: usize,

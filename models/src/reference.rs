@@ -44,13 +44,18 @@ impl<'a> ReferenceModel<'a> {
         let ids = Tensor::new(tokens, &Device::Cpu)?;
         let mut x = self.matrix(TensorId::Embedding)?.index_select(&ids, 0)?;
         for (layer, shape) in spec.layers.iter().enumerate() {
-            let normed = norm(&x, &self.vector(layer, DenseTensor::AttentionNorm)?, spec.norm)?;
+            let normed = norm(
+                &x,
+                &self.vector(layer, DenseTensor::AttentionNorm)?,
+                spec.norm,
+            )?;
             x = (x + self.attention(layer, &normed)?)?;
             let normed = norm(&x, &self.vector(layer, DenseTensor::FfnNorm)?, spec.norm)?;
             let ffn = match shape.ffn {
                 FfnKind::Experts => self.experts(layer, &normed)?,
                 FfnKind::Dense { .. } => {
-                    let matrix = |which| self.matrix(TensorId::Dense(layer, DenseTensor::Ffn(which)));
+                    let matrix =
+                        |which| self.matrix(TensorId::Dense(layer, DenseTensor::Ffn(which)));
                     gated_ffn(
                         &normed,
                         &matrix(ExpertTensor::Gate)?,
@@ -62,7 +67,11 @@ impl<'a> ReferenceModel<'a> {
             };
             x = (x + ffn)?;
         }
-        let x = norm(&x, &self.matrix(TensorId::FinalNorm)?.flatten_all()?, spec.norm)?;
+        let x = norm(
+            &x,
+            &self.matrix(TensorId::FinalNorm)?.flatten_all()?,
+            spec.norm,
+        )?;
         let logits = linear(&x, &self.matrix(TensorId::Head)?, None)?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }
@@ -72,7 +81,11 @@ impl<'a> ReferenceModel<'a> {
         let spec = self.source.spec();
         let n = x.dim(0)?;
         let project = |x: &Tensor, weight, bias| {
-            let bias = if spec.attention_bias { Some(self.vector(layer, bias)?) } else { None };
+            let bias = if spec.attention_bias {
+                Some(self.vector(layer, bias)?)
+            } else {
+                None
+            };
             let weight = self.matrix(TensorId::Dense(layer, weight))?;
             Ok::<_, ReferenceError>(linear(x, &weight, bias.as_ref())?)
         };
@@ -82,11 +95,22 @@ impl<'a> ReferenceModel<'a> {
                 None => x,
             };
             // [n, heads * head_dim] -> [heads, n, head_dim]
-            x.reshape((n, heads, spec.head_dim))?.transpose(0, 1)?.contiguous()
+            x.reshape((n, heads, spec.head_dim))?
+                .transpose(0, 1)?
+                .contiguous()
         };
-        let mut q = heads(project(x, DenseTensor::Query, DenseTensor::QueryBias)?, spec.heads)?;
-        let mut k = heads(project(x, DenseTensor::Key, DenseTensor::KeyBias)?, spec.kv_heads)?;
-        let v = heads(project(x, DenseTensor::Value, DenseTensor::ValueBias)?, spec.kv_heads)?;
+        let mut q = heads(
+            project(x, DenseTensor::Query, DenseTensor::QueryBias)?,
+            spec.heads,
+        )?;
+        let mut k = heads(
+            project(x, DenseTensor::Key, DenseTensor::KeyBias)?,
+            spec.kv_heads,
+        )?;
+        let v = heads(
+            project(x, DenseTensor::Value, DenseTensor::ValueBias)?,
+            spec.kv_heads,
+        )?;
         if spec.qk_norm {
             q = norm(&q, &self.vector(layer, DenseTensor::QueryNorm)?, spec.norm)?;
             k = norm(&k, &self.vector(layer, DenseTensor::KeyNorm)?, spec.norm)?;
@@ -95,7 +119,9 @@ impl<'a> ReferenceModel<'a> {
         let q = rotate(&q, &cos, &sin)?;
         let k = rotate(&k, &cos, &sin)?;
         let context = attend(&q, &k, &v, spec.sliding_window)?;
-        let context = context.transpose(0, 1)?.reshape((n, spec.heads * spec.head_dim))?;
+        let context = context
+            .transpose(0, 1)?
+            .reshape((n, spec.heads * spec.head_dim))?;
         project(&context, DenseTensor::Output, DenseTensor::OutputBias)
     }
 
@@ -131,7 +157,11 @@ impl<'a> ReferenceModel<'a> {
     fn matrix(&self, id: TensorId) -> Result<Tensor, ReferenceError> {
         let view = self.source.tensor(id)?;
         let values = view.to_f32();
-        Ok(Tensor::from_vec(values, (view.rows, view.cols), &Device::Cpu)?)
+        Ok(Tensor::from_vec(
+            values,
+            (view.rows, view.cols),
+            &Device::Cpu,
+        )?)
     }
 
     fn vector(&self, layer: usize, which: DenseTensor) -> Result<Tensor, ReferenceError> {
@@ -155,7 +185,8 @@ pub fn norm(x: &Tensor, weight: &Tensor, norm: Norm) -> CandleResult<Tensor> {
         Norm::Layer { eps } => (x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?, eps),
     };
     let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?.broadcast_mul(weight)
+    x.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?
+        .broadcast_mul(weight)
 }
 
 /// Cosines and sines `[n, head_dim / 2]` of positions `0..n`.
@@ -165,7 +196,9 @@ pub fn rope_tables(rope: &Rope, head_dim: usize, n: usize) -> CandleResult<(Tens
     let frequencies = Tensor::from_vec(frequencies, (1, head_dim / 2), &Device::Cpu)?;
     let angles = positions.reshape((n, 1))?.matmul(&frequencies)?;
     let factor = match rope.scaling {
-        RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        RopeScaling::Yarn {
+            attention_factor, ..
+        } => attention_factor,
         _ => 1.0,
     };
     Ok(((angles.cos()? * factor)?, (angles.sin()? * factor)?))
@@ -192,7 +225,8 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
                 if wavelength > context / low_freq_factor {
                     *f /= factor;
                 } else if wavelength >= context / high_freq_factor {
-                    let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = (context / wavelength - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor);
                     *f = (1.0 - smooth) * *f / factor + smooth * *f;
                 }
             }
@@ -205,7 +239,8 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
             ..
         } => {
             let correction_dim = |rotations: f64| {
-                (head_dim as f64 * (original_positions as f64 / (rotations * 2.0 * PI)).ln()) / (2.0 * rope.theta.ln())
+                (head_dim as f64 * (original_positions as f64 / (rotations * 2.0 * PI)).ln())
+                    / (2.0 * rope.theta.ln())
             };
             let low = correction_dim(beta_fast).floor().max(0.0);
             let mut high = correction_dim(beta_slow).ceil().min(head_dim as f64 - 1.0);
@@ -225,7 +260,10 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
 /// Rotary embedding of `x` `[heads, n, head_dim]`: `x * cos + rotate_half(x) * sin`.
 pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> CandleResult<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
-    let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let (low, high) = (
+        x.narrow(D::Minus1, 0, half)?,
+        x.narrow(D::Minus1, half, half)?,
+    );
     let turned = Tensor::cat(&[high.neg()?, low], D::Minus1)?;
     let (cos, sin) = (Tensor::cat(&[cos, cos], 1)?, Tensor::cat(&[sin, sin], 1)?);
     x.broadcast_mul(&cos)? + turned.broadcast_mul(&sin)?
@@ -237,7 +275,9 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, window: Option<usize>) -> Cand
     let group = heads / k.dim(0)?;
     let repeat = |x: &Tensor| {
         let (kv_heads, n, dim) = x.dims3()?;
-        x.unsqueeze(1)?.expand((kv_heads, group, n, dim))?.reshape((heads, n, dim))
+        x.unsqueeze(1)?
+            .expand((kv_heads, group, n, dim))?
+            .reshape((heads, n, dim))
     };
     let scores = (q.matmul(&repeat(k)?.transpose(1, 2)?.contiguous()?)? / (dim as f64).sqrt())?;
     let mask: Vec<f32> = (0..n * n)

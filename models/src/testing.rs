@@ -93,7 +93,9 @@ impl WeightSource for RandomWeights {
             TensorId::FinalNorm => (1, spec.hidden),
             TensorId::Expert(_, _, tensor) => ffn(tensor, spec.expert_hidden),
             TensorId::Dense(layer, tensor) => match tensor {
-                DenseTensor::AttentionNorm | DenseTensor::FfnNorm | DenseTensor::OutputBias => (1, spec.hidden),
+                DenseTensor::AttentionNorm | DenseTensor::FfnNorm | DenseTensor::OutputBias => {
+                    (1, spec.hidden)
+                }
                 DenseTensor::Query => (q, spec.hidden),
                 DenseTensor::Key | DenseTensor::Value => (kv, spec.hidden),
                 DenseTensor::Output => (spec.hidden, q),
@@ -107,10 +109,22 @@ impl WeightSource for RandomWeights {
                 },
             },
         };
-        let size = if rows == 1 { 1.5 } else { 3.0 / (cols as f32).sqrt() };
+        let size = if rows == 1 {
+            1.5
+        } else {
+            3.0 / (cols as f32).sqrt()
+        };
         // As DBRX stores it.
-        let transposed = spec.architecture == Architecture::Dbrx && matches!(id, TensorId::Expert(_, _, ExpertTensor::Down));
-        Ok(matrix(&mut random, rows, cols, size, self.element, transposed))
+        let transposed = spec.architecture == Architecture::Dbrx
+            && matches!(id, TensorId::Expert(_, _, ExpertTensor::Down));
+        Ok(matrix(
+            &mut random,
+            rows,
+            cols,
+            size,
+            self.element,
+            transposed,
+        ))
     }
 }
 
@@ -128,9 +142,17 @@ pub(crate) fn mixtral() -> ModelSpec {
         top_k: 2,
         expert_hidden: 96,
         normalize_top_k: true,
-        layers: vec![LayerSpec { ffn: FfnKind::Experts }; 3],
+        layers: vec![
+            LayerSpec {
+                ffn: FfnKind::Experts
+            };
+            3
+        ],
         norm: Norm::Rms { eps: 1e-5 },
-        rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+        rope: Rope {
+            theta: 1e4,
+            scaling: RopeScaling::None,
+        },
         qk_norm: false,
         clip_qkv: None,
         attention_bias: false,
@@ -155,9 +177,15 @@ pub(crate) fn qwen3_moe() -> ModelSpec {
         top_k: 4,
         expert_hidden: 37,
         layers: vec![
-            LayerSpec { ffn: FfnKind::Experts },
-            LayerSpec { ffn: FfnKind::Dense { hidden: 77 } },
-            LayerSpec { ffn: FfnKind::Experts },
+            LayerSpec {
+                ffn: FfnKind::Experts,
+            },
+            LayerSpec {
+                ffn: FfnKind::Dense { hidden: 77 },
+            },
+            LayerSpec {
+                ffn: FfnKind::Experts,
+            },
         ],
         norm: Norm::Rms { eps: 1e-6 },
         rope: Rope {
@@ -185,7 +213,12 @@ pub(crate) fn dbrx() -> ModelSpec {
         heads: 4,
         kv_heads: 4,
         head_dim: 16,
-        layers: vec![LayerSpec { ffn: FfnKind::Experts }; 2],
+        layers: vec![
+            LayerSpec {
+                ffn: FfnKind::Experts
+            };
+            2
+        ],
         norm: Norm::Layer { eps: 1e-5 },
         rope: Rope {
             theta: 5e5,

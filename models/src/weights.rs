@@ -151,7 +151,9 @@ impl MatrixView<'_> {
 #[non_exhaustive]
 pub enum WeightError {
     /// The checkpoint lacks a tensor that the configuration calls for.
-    #[error("{file}: there is no tensor `{name}`, which config.json calls for; is the checkpoint complete, and of this architecture?")]
+    #[error(
+        "{file}: there is no tensor `{name}`, which config.json calls for; is the checkpoint complete, and of this architecture?"
+    )]
     Missing {
         /// Where it was looked for.
         file: String,

@@ -66,7 +66,9 @@ impl Limits {
 
     /// Bytes of one [`Activations`]; nothing if that overflows.
     pub(super) fn bytes(&self) -> Option<usize> {
-        let hidden = self.hidden.checked_mul(if self.bf16 { 4 + 4 + 2 } else { 4 + 4 })?;
+        let hidden = self
+            .hidden
+            .checked_mul(if self.bf16 { 4 + 4 + 2 } else { 4 + 4 })?;
         let tables = self.blocks_of_a_sequence().checked_mul(4)?;
         let experts = self.top_k.checked_mul(2 + 4)?;
         let ids = 3 * 4 + size_of::<SpanRecord>();
@@ -80,7 +82,9 @@ impl Limits {
     pub(super) fn new(spec: &ModelSpec, options: &super::AttentionOptions) -> Option<Self> {
         Some(Limits {
             max_rows: options.max_rows,
-            max_positions: spec.max_positions.min(options.kv_blocks.checked_mul(options.block_tokens)?),
+            max_positions: spec
+                .max_positions
+                .min(options.kv_blocks.checked_mul(options.block_tokens)?),
             block_tokens: options.block_tokens,
             kv_blocks: options.kv_blocks,
             vocab: spec.vocab,
@@ -166,7 +170,8 @@ impl Activations {
             self.tokens.extend_from_slice(sequence.tokens);
             for position in start..start + rows {
                 self.positions.push(position as u32);
-                self.row_blocks.push(sequence.blocks[position / self.limits.block_tokens]);
+                self.row_blocks
+                    .push(sequence.blocks[position / self.limits.block_tokens]);
             }
         }
         Ok(())
@@ -188,7 +193,11 @@ impl Limits {
                 max_positions: self.max_positions,
             });
         }
-        if let Some(token) = slice.tokens.iter().find(|token| **token as usize >= self.vocab) {
+        if let Some(token) = slice
+            .tokens
+            .iter()
+            .find(|token| **token as usize >= self.vocab)
+        {
             return Err(ModuleError::Token {
                 sequence,
                 token: *token,
@@ -203,7 +212,10 @@ impl Limits {
                 found: slice.blocks.len(),
             });
         }
-        match slice.blocks[..needed].iter().find(|block| **block as usize >= self.kv_blocks) {
+        match slice.blocks[..needed]
+            .iter()
+            .find(|block| **block as usize >= self.kv_blocks)
+        {
             Some(block) => Err(ModuleError::Block {
                 sequence,
                 block: *block,

@@ -26,7 +26,11 @@ impl Model {
         let experts = source.spec.experts as u16;
         let worker = |parity| {
             let owned: Vec<u16> = (0..experts).filter(|e| e % 2 == parity).collect();
-            let options = ExpertOptions { dtype, isa, max_rows: 7 };
+            let options = ExpertOptions {
+                dtype,
+                isa,
+                max_rows: 7,
+            };
             ExpertModule::load(source, &owned, options, &mut |_| ()).unwrap()
         };
         Model {
@@ -60,19 +64,33 @@ impl Model {
         for worker in &mut self.workers {
             let (mut offsets, mut visits) = (vec![0], vec![]);
             for expert in worker.experts() {
-                visits.extend((0..acts.rows() * k).filter(|visit| acts.expert_ids()[*visit] == *expert));
+                visits.extend(
+                    (0..acts.rows() * k).filter(|visit| acts.expert_ids()[*visit] == *expert),
+                );
                 offsets.push(visits.len() as u32);
             }
             let mut out = vec![0.0; visits.len() * hidden];
             match acts.ffn_input_bf16() {
                 Some(input) => {
-                    let x: Vec<u16> = visits.iter().flat_map(|v| &input[v / k * hidden..][..hidden]).copied().collect();
-                    worker.forward(layer, &offsets, Rows::Bf16(&x), &mut out).unwrap();
+                    let x: Vec<u16> = visits
+                        .iter()
+                        .flat_map(|v| &input[v / k * hidden..][..hidden])
+                        .copied()
+                        .collect();
+                    worker
+                        .forward(layer, &offsets, Rows::Bf16(&x), &mut out)
+                        .unwrap();
                 }
                 None => {
                     let input = acts.ffn_input();
-                    let x: Vec<f32> = visits.iter().flat_map(|v| &input[v / k * hidden..][..hidden]).copied().collect();
-                    worker.forward(layer, &offsets, Rows::F32(&x), &mut out).unwrap();
+                    let x: Vec<f32> = visits
+                        .iter()
+                        .flat_map(|v| &input[v / k * hidden..][..hidden])
+                        .copied()
+                        .collect();
+                    worker
+                        .forward(layer, &offsets, Rows::F32(&x), &mut out)
+                        .unwrap();
                 }
             }
             for (visit, out) in visits.iter().zip(out.chunks(hidden)) {
@@ -96,11 +114,19 @@ fn tokens(seed: u64, n: usize) -> Vec<u32> {
 }
 
 fn slice<'a>(tokens: &'a [u32], start: u32, blocks: &'a [u32]) -> SequenceSlice<'a> {
-    SequenceSlice { tokens, start, blocks }
+    SequenceSlice {
+        tokens,
+        start,
+        blocks,
+    }
 }
 
 fn specs() -> [ModelSpec; 4] {
-    let odd_head = ModelSpec { head_dim: 10, sliding_window: Some(1), ..mixtral() };
+    let odd_head = ModelSpec {
+        head_dim: 10,
+        sliding_window: Some(1),
+        ..mixtral()
+    };
     [mixtral(), qwen3_moe(), dbrx(), odd_head]
 }
 
@@ -115,16 +141,31 @@ fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn every_model_is_the_reference_in_f32() {
     for spec in specs() {
-        let source = RandomWeights { spec, element: ElementType::F32, seed: 11 };
+        let source = RandomWeights {
+            spec,
+            element: ElementType::F32,
+            seed: 11,
+        };
         let prompt = tokens(1, 53);
         let expected = ReferenceModel::new(&source).forward(&prompt).unwrap();
         for isa in Isa::available() {
             let mut model = Model::new(&source, isa, ComputeType::F32, 16);
             let logits = model.step(&[slice(&prompt, 0, &[3, 0, 2, 9])]);
-            let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let worst = logits
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             let error = relative_error(&logits, &expected);
-            println!("{:?} {isa:?}: worst {worst:.1e}, relative {error:.1e}", source.spec.architecture);
-            assert!(worst < 1e-4, "{:?} {isa:?}: {worst}", source.spec.architecture);
+            println!(
+                "{:?} {isa:?}: worst {worst:.1e}, relative {error:.1e}",
+                source.spec.architecture
+            );
+            assert!(
+                worst < 1e-4,
+                "{:?} {isa:?}: {worst}",
+                source.spec.architecture
+            );
         }
     }
 }
@@ -134,16 +175,30 @@ fn every_model_is_near_the_reference_in_bf16() {
     for spec in specs() {
         // Every expert is visited: rounding may tip the choice between two that are nearly as probable, which is not an
         // error of the kernels but would show as one.
-        let spec = ModelSpec { top_k: spec.experts, ..spec };
-        let source = RandomWeights { spec, element: ElementType::Bf16, seed: 12 };
+        let spec = ModelSpec {
+            top_k: spec.experts,
+            ..spec
+        };
+        let source = RandomWeights {
+            spec,
+            element: ElementType::Bf16,
+            seed: 12,
+        };
         let prompt = tokens(2, 40);
         let expected = ReferenceModel::new(&source).forward(&prompt).unwrap();
         for isa in Isa::available() {
             let mut model = Model::new(&source, isa, ComputeType::Bf16, 16);
             let logits = model.step(&[slice(&prompt, 0, &[3, 0, 2])]);
             let error = relative_error(&logits, &expected);
-            println!("{:?} {isa:?}: relative {error:.1e}", source.spec.architecture);
-            assert!(error < 0.04, "{:?} {isa:?}: {error}", source.spec.architecture);
+            println!(
+                "{:?} {isa:?}: relative {error:.1e}",
+                source.spec.architecture
+            );
+            assert!(
+                error < 0.04,
+                "{:?} {isa:?}: {error}",
+                source.spec.architecture
+            );
         }
     }
 }
@@ -152,35 +207,56 @@ fn every_model_is_near_the_reference_in_bf16() {
 fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
     let others = tokens(8, 30);
     for spec in specs() {
-        for (element, dtype) in [(ElementType::F32, ComputeType::F32), (ElementType::Bf16, ComputeType::Bf16)] {
-            let source = RandomWeights { spec: spec.clone(), element, seed: 13 };
+        for (element, dtype) in [
+            (ElementType::F32, ComputeType::F32),
+            (ElementType::Bf16, ComputeType::Bf16),
+        ] {
+            let source = RandomWeights {
+                spec: spec.clone(),
+                element,
+                seed: 13,
+            };
             let prompt = tokens(3, 37);
             for isa in Isa::available() {
-                let whole = Model::new(&source, isa, dtype, 16).step(&[slice(&prompt, 0, &[0, 1, 2])]);
+                let whole =
+                    Model::new(&source, isa, dtype, 16).step(&[slice(&prompt, 0, &[0, 1, 2])]);
 
                 let mut model = Model::new(&source, isa, dtype, 16);
                 let table = [5, 3, 11];
                 let mut logits = model.step(&[slice(&prompt[..16], 0, &table[..1])]);
                 logits.extend(model.step(&[slice(&prompt[16..], 16, &table)]));
-                assert!(logits == whole, "{:?} {isa:?} {dtype}: 16 + 21", spec.architecture);
+                assert!(
+                    logits == whole,
+                    "{:?} {isa:?} {dtype}: 16 + 21",
+                    spec.architecture
+                );
 
                 let mut logits = vec![];
                 for (position, token) in prompt.iter().enumerate() {
                     logits.extend(model.step(&[slice(&[*token], position as u32, &[7, 8, 9])]));
                 }
-                assert!(logits == whole, "{:?} {isa:?} {dtype}: one by one", spec.architecture);
+                assert!(
+                    logits == whole,
+                    "{:?} {isa:?} {dtype}: one by one",
+                    spec.architecture
+                );
 
                 // In company: a prompt before, a decode behind, larger blocks, and 5 + 32 tokens.
                 let mut model = Model::new(&source, isa, dtype, 32);
                 let vocab = spec.vocab;
-                let first = model.step(&[slice(&others[..13], 0, &[4]), slice(&prompt[..5], 0, &[1])]);
+                let first =
+                    model.step(&[slice(&others[..13], 0, &[4]), slice(&prompt[..5], 0, &[1])]);
                 let second = model.step(&[
                     slice(&others[13..25], 13, &[4]),
                     slice(&prompt[5..], 5, &[1, 6]),
                     slice(&others[..1], 0, &[2]),
                 ]);
                 assert!(first[13 * vocab..] == whole[..5 * vocab]);
-                assert!(second[12 * vocab..44 * vocab] == whole[5 * vocab..], "{:?} {isa:?} {dtype}: in company", spec.architecture);
+                assert!(
+                    second[12 * vocab..44 * vocab] == whole[5 * vocab..],
+                    "{:?} {isa:?} {dtype}: in company",
+                    spec.architecture
+                );
             }
         }
     }
@@ -189,7 +265,11 @@ fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
 #[test]
 fn what_stands_in_unseen_places_of_a_block_does_not_matter() {
     // A former owner of the block left infinities: its later positions are beyond what the new one sees.
-    let source = RandomWeights { spec: mixtral(), element: ElementType::F32, seed: 14 };
+    let source = RandomWeights {
+        spec: mixtral(),
+        element: ElementType::F32,
+        seed: 14,
+    };
     let prompt = tokens(4, 11);
     for isa in Isa::available() {
         let mut model = Model::new(&source, isa, ComputeType::F32, 16);
@@ -197,7 +277,10 @@ fn what_stands_in_unseen_places_of_a_block_does_not_matter() {
         let poison = vec![f32::INFINITY; 2 * 8];
         for layer in 0..3 {
             for position in 0..16 {
-                model.attention.cache.write(layer, 0, position, &poison, &poison);
+                model
+                    .attention
+                    .cache
+                    .write(layer, 0, position, &poison, &poison);
             }
         }
         assert!(model.step(&[slice(&prompt, 0, &[0])]) == clean, "{isa:?}");
@@ -206,7 +289,11 @@ fn what_stands_in_unseen_places_of_a_block_does_not_matter() {
 
 #[test]
 fn batches_out_of_bounds_are_refused_by_name() {
-    let source = RandomWeights { spec: mixtral(), element: ElementType::F32, seed: 1 };
+    let source = RandomWeights {
+        spec: mixtral(),
+        element: ElementType::F32,
+        seed: 1,
+    };
     let model = Model::new(&source, Isa::detect(), ComputeType::F32, 16).attention;
     let mut acts = model.activations();
     let long = vec![1; 65];
@@ -217,29 +304,61 @@ fn batches_out_of_bounds_are_refused_by_name() {
     };
     let one = slice(&[1], 0, &[0]);
     assert!(begin(&[one]).is_ok());
-    assert!(matches!(begin(&[slice(&long, 0, &[0; 5])]), Err(ModuleError::TooManyRows { rows: 65, .. })));
-    assert!(matches!(begin(&[one, slice(&[], 0, &[0])]), Err(ModuleError::EmptySequence { sequence: 1 })));
-    assert!(matches!(begin(&[slice(&[101], 0, &[0])]), Err(ModuleError::Token { token: 101, .. })));
-    assert!(matches!(begin(&[slice(&[1], 256, &[0; 17])]), Err(ModuleError::Position { .. })));
-    assert!(matches!(begin(&[slice(&[1], u32::MAX, &[0])]), Err(ModuleError::Position { .. })));
+    assert!(matches!(
+        begin(&[slice(&long, 0, &[0; 5])]),
+        Err(ModuleError::TooManyRows { rows: 65, .. })
+    ));
+    assert!(matches!(
+        begin(&[one, slice(&[], 0, &[0])]),
+        Err(ModuleError::EmptySequence { sequence: 1 })
+    ));
+    assert!(matches!(
+        begin(&[slice(&[101], 0, &[0])]),
+        Err(ModuleError::Token { token: 101, .. })
+    ));
+    assert!(matches!(
+        begin(&[slice(&[1], 256, &[0; 17])]),
+        Err(ModuleError::Position { .. })
+    ));
+    assert!(matches!(
+        begin(&[slice(&[1], u32::MAX, &[0])]),
+        Err(ModuleError::Position { .. })
+    ));
     assert!(matches!(
         begin(&[slice(&[1, 2], 15, &[0])]),
-        Err(ModuleError::BlockTable { needed: 2, found: 1, .. })
+        Err(ModuleError::BlockTable {
+            needed: 2,
+            found: 1,
+            ..
+        })
     ));
-    assert!(matches!(begin(&[slice(&[1, 2], 15, &[0, 16])]), Err(ModuleError::Block { block: 16, .. })));
+    assert!(matches!(
+        begin(&[slice(&[1, 2], 15, &[0, 16])]),
+        Err(ModuleError::Block { block: 16, .. })
+    ));
 }
 
 #[test]
 fn logits_of_rows_that_do_not_exist_are_refused() {
-    let source = RandomWeights { spec: mixtral(), element: ElementType::F32, seed: 1 };
+    let source = RandomWeights {
+        spec: mixtral(),
+        element: ElementType::F32,
+        seed: 1,
+    };
     let mut model = Model::new(&source, Isa::detect(), ComputeType::F32, 16).attention;
     let mut acts = model.activations();
     model.begin(&mut acts, &[slice(&[1, 2], 0, &[0])]).unwrap();
     model.embed(&mut acts);
     let mut out = vec![0.0; 2 * 101];
     assert!(model.logits(&acts, &[1, 0], &mut out).is_ok());
-    assert!(matches!(model.logits(&acts, &[1, 2], &mut out), Err(ModuleError::Logits { last: 2, .. })));
-    assert!(matches!(model.logits(&acts, &[1], &mut out), Err(ModuleError::Logits { places: 2, .. })));
+    assert!(matches!(
+        model.logits(&acts, &[1, 2], &mut out),
+        Err(ModuleError::Logits { last: 2, .. })
+    ));
+    assert!(matches!(
+        model.logits(&acts, &[1], &mut out),
+        Err(ModuleError::Logits { places: 2, .. })
+    ));
     assert!(model.logits(&acts, &[], &mut []).is_ok());
 }
 
@@ -247,7 +366,11 @@ fn logits_of_rows_that_do_not_exist_are_refused() {
 fn the_estimate_counts_what_is_allocated() {
     for spec in specs() {
         for dtype in [ComputeType::F32, ComputeType::Bf16] {
-            let source = RandomWeights { spec: spec.clone(), element: ElementType::F32, seed: 1 };
+            let source = RandomWeights {
+                spec: spec.clone(),
+                element: ElementType::F32,
+                seed: 1,
+            };
             let options = AttentionOptions {
                 dtype,
                 isa: Isa::detect(),
@@ -266,15 +389,26 @@ fn the_estimate_counts_what_is_allocated() {
             let (arena, vectors) = DenseWeights::bytes(&spec, dtype).unwrap();
             assert_eq!(packed, arena);
             let positions = module.max_positions();
-            assert_eq!(estimate.weights, arena + vectors + 4 * positions * spec.head_dim);
+            assert_eq!(
+                estimate.weights,
+                arena + vectors + 4 * positions * spec.head_dim
+            );
             let acts = module.activations();
-            let acts_bytes = 4 * (acts.tokens.capacity() + acts.positions.capacity() + acts.row_blocks.capacity())
+            let acts_bytes = 4
+                * (acts.tokens.capacity() + acts.positions.capacity() + acts.row_blocks.capacity())
                 + size_of::<SpanRecord>() * acts.spans.capacity()
-                + 4 * (acts.tables.capacity() + acts.residual.len() + acts.ffn_input.len() + acts.expert_weights.len())
+                + 4 * (acts.tables.capacity()
+                    + acts.residual.len()
+                    + acts.ffn_input.len()
+                    + acts.expert_weights.len())
                 + 2 * (acts.ffn_input_bf16.len() + acts.expert_ids.len());
             assert_eq!(acts.limits.bytes(), Some(acts_bytes));
             let s = &module.scratch;
-            let rows = s.normed.len() + s.qkv.len() + s.context.len() + s.projected.len() + s.probabilities.len();
+            let rows = s.normed.len()
+                + s.qkv.len()
+                + s.context.len()
+                + s.projected.len()
+                + s.probabilities.len();
             let rest = PackedRows::bytes(9, spec.hidden.max(spec.heads * spec.head_dim)).unwrap()
                 + AttentionScratch::bytes(9, spec.heads_per_kv_head(), spec.head_dim).unwrap()
                 + FfnScratch::bytes(9, spec.hidden, dense_width(&spec)).unwrap();
@@ -293,11 +427,30 @@ fn options_the_kernels_do_not_take_are_refused() {
         max_rows: 9,
         micro_batches: 1,
     };
-    let refuse = |options| AttentionModule::memory(&mixtral(), options).unwrap_err().to_string();
+    let refuse = |options| {
+        AttentionModule::memory(&mixtral(), options)
+            .unwrap_err()
+            .to_string()
+    };
     assert_eq!(
-        refuse(AttentionOptions { block_tokens: 8, ..options }),
+        refuse(AttentionOptions {
+            block_tokens: 8,
+            ..options
+        }),
         "block_tokens is 8, but must be a multiple of 16, above 0"
     );
-    assert!(refuse(AttentionOptions { max_rows: 0, ..options }).starts_with("max_rows is 0"));
-    assert!(refuse(AttentionOptions { kv_blocks: usize::MAX / 16, ..options }).starts_with("the key/value cache would"));
+    assert!(
+        refuse(AttentionOptions {
+            max_rows: 0,
+            ..options
+        })
+        .starts_with("max_rows is 0")
+    );
+    assert!(
+        refuse(AttentionOptions {
+            kv_blocks: usize::MAX / 16,
+            ..options
+        })
+        .starts_with("the key/value cache would")
+    );
 }

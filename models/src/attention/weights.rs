@@ -36,7 +36,9 @@ pub(super) struct LayerWeights {
 #[derive(Debug)]
 pub(super) enum LayerFfn {
     /// The router, f32 whatever the rest is: its logits decide which experts a token visits.
-    Experts { router: PackedMatrix },
+    Experts {
+        router: PackedMatrix,
+    },
     Dense(GatedFfn),
 }
 
@@ -63,12 +65,18 @@ impl DenseWeights {
         let attention = qkv.checked_add(PackedMatrix::bytes(kind, spec.hidden, q)?)?;
         for layer in &spec.layers {
             let ffn = match layer.ffn {
-                FfnKind::Experts => PackedMatrix::bytes(WeightType::F32, spec.experts, spec.hidden)?,
+                FfnKind::Experts => {
+                    PackedMatrix::bytes(WeightType::F32, spec.experts, spec.hidden)?
+                }
                 FfnKind::Dense { hidden } => GatedFfn::bytes(dtype, spec.hidden, hidden)?,
             };
             arena = arena.checked_add(attention)?.checked_add(ffn)?;
             vectors += 2 * spec.hidden;
-            vectors += if spec.attention_bias { q + 2 * kv + spec.hidden } else { 0 };
+            vectors += if spec.attention_bias {
+                q + 2 * kv + spec.hidden
+            } else {
+                0
+            };
             vectors += if spec.qk_norm { 2 * spec.head_dim } else { 0 };
         }
         Some((arena, vectors.checked_mul(4)?))
@@ -81,7 +89,9 @@ impl DenseWeights {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
-        let (total_bytes, _) = Self::bytes(spec, dtype).ok_or(ModuleError::TooLarge { what: "the dense weights" })?;
+        let (total_bytes, _) = Self::bytes(spec, dtype).ok_or(ModuleError::TooLarge {
+            what: "the dense weights",
+        })?;
         let mut arena = Arena::new(total_bytes);
         let mut report = |arena: &Arena| {
             progress(Progress {
@@ -89,7 +99,11 @@ impl DenseWeights {
                 total_bytes,
             });
         };
-        let head = PackedMatrix::pack(&mut arena, dtype.weights(), &[source.tensor(TensorId::Head)?]);
+        let head = PackedMatrix::pack(
+            &mut arena,
+            dtype.weights(),
+            &[source.tensor(TensorId::Head)?],
+        );
         report(&arena);
         let embedding = if spec.tied_embeddings {
             Embedding::Head
@@ -120,7 +134,10 @@ impl DenseWeights {
                 out.copy_from_slice(&bytemuck::cast_slice::<u32, f32>(rows)[first..][..out.len()]);
             }
             (Embedding::Rows(rows), ComputeType::Bf16) => {
-                widen_bf16(&bytemuck::cast_slice::<u32, u16>(rows)[first..][..out.len()], out);
+                widen_bf16(
+                    &bytemuck::cast_slice::<u32, u16>(rows)[first..][..out.len()],
+                    out,
+                );
             }
         }
     }
@@ -162,7 +179,11 @@ impl LayerWeights {
             ffn_norm: vector(DenseTensor::FfnNorm)?,
             ffn: match spec.layers[layer].ffn {
                 FfnKind::Experts => LayerFfn::Experts {
-                    router: PackedMatrix::pack(arena, WeightType::F32, &[tensor(DenseTensor::Router)?]),
+                    router: PackedMatrix::pack(
+                        arena,
+                        WeightType::F32,
+                        &[tensor(DenseTensor::Router)?],
+                    ),
                 },
                 FfnKind::Dense { .. } => LayerFfn::Dense(GatedFfn::pack(
                     arena,
@@ -207,5 +228,10 @@ pub(super) fn projections(spec: &ModelSpec) -> Option<(usize, usize)> {
 }
 
 fn embedding_words(spec: &ModelSpec, dtype: ComputeType) -> Option<usize> {
-    Some(spec.vocab.checked_mul(spec.hidden)?.checked_mul(dtype.bytes())?.div_ceil(4))
+    Some(
+        spec.vocab
+            .checked_mul(spec.hidden)?
+            .checked_mul(dtype.bytes())?
+            .div_ceil(4),
+    )
 }

@@ -69,7 +69,10 @@ mod tests {
                 gated_silu(isa, &gate_up, width, &mut out);
                 for row in 0..2 {
                     for i in 0..width {
-                        let (g, u) = (gate_up[row * 2 * width + i], gate_up[row * 2 * width + width + i]);
+                        let (g, u) = (
+                            gate_up[row * 2 * width + i],
+                            gate_up[row * 2 * width + width + i],
+                        );
                         let exact = f64::from(g) / (1.0 + (-f64::from(g)).exp()) * f64::from(u);
                         let found = out[row * width + i];
                         assert!((f64::from(found) - exact).abs() <= 1e-6 * exact.abs().max(1e-6));

@@ -86,10 +86,7 @@ impl Simd for Avx2 {
             for half in 0..2 {
                 let bits = _mm256_castps_si256(v[half]);
                 let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(
-                    bits,
-                    _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)),
-                );
+                let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
                 let nan = _mm256_castps_si256(_mm256_cmp_ps(v[half], v[half], _CMP_UNORD_Q));
                 let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
                 rounded[half] = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);

@@ -31,7 +31,11 @@ pub struct TopK {
 /// # Panics
 /// When the lengths are not those, or `k` exceeds `experts`.
 pub fn top_k(choice: TopK, probabilities: &mut [f32], ids: &mut [u16], weights: &mut [f32]) {
-    let TopK { experts, k, normalize } = choice;
+    let TopK {
+        experts,
+        k,
+        normalize,
+    } = choice;
     assert!(k <= experts && ids.len() == weights.len());
     assert_eq!(probabilities.len() * k, ids.len() * experts);
     for ((row, ids), weights) in probabilities
@@ -142,11 +146,24 @@ mod tests {
 
     #[test]
     fn weights_are_normalised_and_nans_chosen_last() {
-        let choice = TopK { experts: 4, k: 3, normalize: false };
+        let choice = TopK {
+            experts: 4,
+            k: 3,
+            normalize: false,
+        };
         let (mut ids, mut weights) = ([0; 3], [0.0; 3]);
-        top_k(choice, &mut [f32::NAN, 0.5, f32::NAN, 0.25], &mut ids, &mut weights);
+        top_k(
+            choice,
+            &mut [f32::NAN, 0.5, f32::NAN, 0.25],
+            &mut ids,
+            &mut weights,
+        );
         assert_eq!(ids, [1, 3, 0]);
-        let choice = TopK { experts: 3, k: 2, normalize: true };
+        let choice = TopK {
+            experts: 3,
+            k: 2,
+            normalize: true,
+        };
         let (mut ids, mut weights) = ([0; 2], [0.0; 2]);
         top_k(choice, &mut [0.25, 0.0, 0.75], &mut ids, &mut weights);
         assert_eq!((ids, weights), ([2, 0], [0.75, 0.25]));

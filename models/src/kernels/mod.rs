@@ -33,9 +33,9 @@ mod rope;
 mod rows;
 mod simd;
 
-pub(crate) use attention::padded;
 pub use activation::gated_silu;
 pub use arena::{Arena, ArenaBlock};
+pub(crate) use attention::padded;
 pub use attention::{AttentionScratch, KvSlice, PagedAttention, Span, TILE_POSITIONS};
 pub use convert::{add_assign, clamp, round_to_bf16, widen_bf16};
 pub use gate::{TopK, softmax, top_k};
@@ -171,8 +171,8 @@ impl Isa {
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             InstructionSet::Portable => kernel.run(portable::Portable),
-            // SAFETY (all three): an `Isa` exists only after `present` found the features.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only after `present` found the features.
             InstructionSet::Avx2Fma => unsafe { avx2::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

@@ -47,7 +47,10 @@ pub(crate) fn rms_norm_in_place<S: Simd>(s: S, x: &mut [f32], weight: &[f32], ep
 
 fn check(x: &[f32], weight: &[f32], out: &[f32]) {
     assert_eq!(x.len(), out.len());
-    assert!(x.len().is_multiple_of(weight.len()), "rows are as long as the weight");
+    assert!(
+        x.len().is_multiple_of(weight.len()),
+        "rows are as long as the weight"
+    );
 }
 
 struct Normalize<'a> {
@@ -65,8 +68,16 @@ impl Kernel for Normalize<'_> {
     fn run<S: Simd>(self, s: S) {
         let width = self.weight.len();
         let (weights, rest_weights) = self.weight.as_chunks::<16>();
-        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let mean = if self.centred { sum(s, x) / width as f32 } else { 0.0 };
+        for (x, out) in self
+            .x
+            .chunks_exact(width)
+            .zip(self.out.chunks_exact_mut(width))
+        {
+            let mean = if self.centred {
+                sum(s, x) / width as f32
+            } else {
+                0.0
+            };
             let scale = inverse_root(sum_of_squares(s, x, mean), width, self.eps);
             let (factor, centre) = (s.splat(scale), s.splat(mean));
             let (x, rest) = x.as_chunks::<16>();
@@ -130,12 +141,20 @@ mod tests {
                     for (row, out) in x.chunks(width).zip(out.chunks(width)) {
                         let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
                         let n = width as f64;
-                        let mean = if centred { row.iter().sum::<f64>() / n } else { 0.0 };
+                        let mean = if centred {
+                            row.iter().sum::<f64>() / n
+                        } else {
+                            0.0
+                        };
                         let var = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
                         for i in 0..width {
-                            let expected = (row[i] - mean) / (var + 1e-5).sqrt() * f64::from(weight[i]);
+                            let expected =
+                                (row[i] - mean) / (var + 1e-5).sqrt() * f64::from(weight[i]);
                             let found = f64::from(out[i]);
-                            assert!((found - expected).abs() < 1e-5, "{isa:?} {width} {found} {expected}");
+                            assert!(
+                                (found - expected).abs() < 1e-5,
+                                "{isa:?} {width} {found} {expected}"
+                            );
                         }
                     }
                     if !centred {

@@ -124,7 +124,11 @@ impl PackedMatrix {
             WeightType::Bf16 => {
                 for (k, value) in out[..self.k].iter_mut().enumerate() {
                     let word = panel[k / 2 * PANEL_COLUMNS + lane];
-                    let bits = if k % 2 == 0 { word << 16 } else { word & 0xffff_0000 };
+                    let bits = if k % 2 == 0 {
+                        word << 16
+                    } else {
+                        word & 0xffff_0000
+                    };
                     *value = f32::from_bits(bits);
                 }
             }
@@ -188,7 +192,15 @@ fn pack_view<E: Element>(
         for first in (0..steps).step_by(BLOCK_STEPS) {
             let block = first..steps.min(first + BLOCK_STEPS);
             if view.row_stride == 1 && view.col_stride != 1 {
-                pack_across::<E>(data, kind, steps, first_column, view, row..row + rows, block);
+                pack_across::<E>(
+                    data,
+                    kind,
+                    steps,
+                    first_column,
+                    view,
+                    row..row + rows,
+                    block,
+                );
             } else {
                 for r in row..row + rows {
                     pack_along::<E>(data, kind, steps, first_column + r, view, r, block.clone());
@@ -252,7 +264,8 @@ fn pack_across<E: Element>(
         // The rows may straddle two panels, where an earlier matrix ended within one.
         let mut column = first_column + rows.start;
         let mut put = |word: u32| {
-            let at = (column / PANEL_COLUMNS * steps + step) * PANEL_COLUMNS + column % PANEL_COLUMNS;
+            let at =
+                (column / PANEL_COLUMNS * steps + step) * PANEL_COLUMNS + column % PANEL_COLUMNS;
             data[at] = word;
             column += 1;
         };

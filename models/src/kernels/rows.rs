@@ -68,7 +68,8 @@ impl PackedRows {
 
     /// Bytes of scratch for `rows` rows of `k`; nothing if that overflows.
     pub fn bytes(rows: usize, k: usize) -> Option<usize> {
-        rows.checked_mul(k.checked_next_multiple_of(2)?)?.checked_mul(4)
+        rows.checked_mul(k.checked_next_multiple_of(2)?)?
+            .checked_mul(4)
     }
 
     fn words(rows: usize, k: usize) -> usize {
@@ -189,7 +190,13 @@ fn interleave_rounded<S: Simd>(
     let mut bits = [0; 16];
     for (chunk, x) in whole.iter().enumerate() {
         s.store_bf16(s.load(x), &mut bits);
-        interleave_bits(&mut place[chunk * 8 * height * units..], &bits, height, row, units);
+        interleave_bits(
+            &mut place[chunk * 8 * height * units..],
+            &bits,
+            height,
+            row,
+            units,
+        );
     }
     for (bits, x) in bits.iter_mut().zip(rest) {
         *bits = bf16_bits(*x);
