@@ -36,7 +36,11 @@ struct Golden {
 #[test]
 fn the_fixtures_match() {
     for name in ["tiny-dbrx", "tiny-mixtral", "tiny-qwen3moe"] {
-        check(&fixtures().join("models").join(name), &fixtures().join("golden"), name);
+        check(
+            &fixtures().join("models").join(name),
+            &fixtures().join("golden"),
+            name,
+        );
     }
 }
 
@@ -62,16 +66,37 @@ fn every_shape_of_the_cluster_answers_the_same_alone_and_in_company() {
     let mut expected: Option<Vec<Value>> = None;
     for (m, n, micro_batches) in [(1, 1, 1), (1, 1, 2), (2, 3, 3), (3, 2, 4), (1, 4, 2)] {
         let shape = [m, n, micro_batches].map(|count: u32| count.to_string());
-        let args = ["--attention-workers", &shape[0], "--expert-workers", &shape[1], "--micro-batches", &shape[2], "--dtype", "f32"];
+        let args = [
+            "--attention-workers",
+            &shape[0],
+            "--expert-workers",
+            &shape[1],
+            "--micro-batches",
+            &shape[2],
+            "--dtype",
+            "f32",
+        ];
         let server = Server::start(&model, &args);
-        let ask_all = || -> Vec<Value> { prompts.iter().map(|golden| ask(&server, json!(golden.prompt_ids), golden)).collect() };
+        let ask_all = || -> Vec<Value> {
+            prompts
+                .iter()
+                .map(|golden| ask(&server, json!(golden.prompt_ids), golden))
+                .collect()
+        };
         let alone = ask_all();
         let expected = expected.get_or_insert_with(|| alone.clone());
         assert!(alone == *expected, "(M, N, m) = {shape:?}, alone");
         let company = Company::join(&server);
         let together = ask_all();
-        assert_eq!(company.ended.load(Ordering::SeqCst), 0, "requests ended before the comparison did: make them longer");
-        assert!(together == *expected, "(M, N, m) = {shape:?}, with {COMPANY} others");
+        assert_eq!(
+            company.ended.load(Ordering::SeqCst),
+            0,
+            "requests ended before the comparison did: make them longer"
+        );
+        assert!(
+            together == *expected,
+            "(M, N, m) = {shape:?}, with {COMPANY} others"
+        );
     }
 }
 
@@ -85,7 +110,11 @@ struct Company {
 impl Company {
     /// Starts them all and waits until each has had a token.
     fn join(server: &Server) -> Company {
-        let (begun, ended, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (begun, ended, stop) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let mut threads = Vec::new();
         for i in 0..COMPANY {
             let prompt: Vec<usize> = (0..=i).map(|token| 20 + (7 * token + i) % 200).collect();
@@ -106,10 +135,17 @@ impl Company {
         }
         let until = Instant::now() + PATIENCE;
         while begun.load(Ordering::SeqCst) < COMPANY {
-            assert!(Instant::now() < until, "the other requests do not all begin");
+            assert!(
+                Instant::now() < until,
+                "the other requests do not all begin"
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
-        Company { ended, stop, threads }
+        Company {
+            ended,
+            stop,
+            threads,
+        }
     }
 }
 
@@ -137,9 +173,19 @@ fn check(model: &Path, golden: &Path, name: &str) {
         check_prompt(&in_tokens, golden, &logprobs, &place);
         check_greedy(&in_tokens, golden, &place);
         let in_text = ask(&server, json!(golden.prompt), golden);
-        assert_eq!(in_text["prompt_token_ids"], json!(golden.prompt_ids), "{place}, as text");
-        assert_eq!(in_text["token_ids"], in_tokens["token_ids"], "{place}, as text");
-        assert_eq!(in_text["logprobs"]["token_logprobs"], in_tokens["logprobs"]["token_logprobs"], "{place}, as text");
+        assert_eq!(
+            in_text["prompt_token_ids"],
+            json!(golden.prompt_ids),
+            "{place}, as text"
+        );
+        assert_eq!(
+            in_text["token_ids"], in_tokens["token_ids"],
+            "{place}, as text"
+        );
+        assert_eq!(
+            in_text["logprobs"]["token_logprobs"], in_tokens["logprobs"]["token_logprobs"],
+            "{place}, as text"
+        );
     }
 }
 
@@ -148,23 +194,49 @@ fn check_prompt(choice: &Value, golden: &Golden, logprobs: &[Vec<f64>], place: &
     let given = choice["logprobs"]["token_logprobs"].as_array().unwrap();
     let tops = choice["logprobs"]["top_logprobs"].as_array().unwrap();
     let generated = golden.greedy_ids.len();
-    assert_eq!((given.len(), tops.len()), (golden.prompt_ids.len() + generated, golden.prompt_ids.len() + generated), "{place}");
-    assert!(given[0].is_null() && tops[0].is_null(), "{place}: nothing precedes the first token");
+    assert_eq!(
+        (given.len(), tops.len()),
+        (
+            golden.prompt_ids.len() + generated,
+            golden.prompt_ids.len() + generated
+        ),
+        "{place}"
+    );
+    assert!(
+        given[0].is_null() && tops[0].is_null(),
+        "{place}: nothing precedes the first token"
+    );
     for (at, &token) in golden.prompt_ids.iter().enumerate().skip(1) {
         let expected = &logprobs[at - 1];
-        close(given[at].as_f64().unwrap(), expected[token as usize], &format!("{place}, position {at}"));
+        close(
+            given[at].as_f64().unwrap(),
+            expected[token as usize],
+            &format!("{place}, position {at}"),
+        );
         check_top(&tops[at], expected, &format!("{place}, position {at}"));
     }
     // The first generated token comes from the logits of the last of the prompt.
     let (at, expected) = (golden.prompt_ids.len(), logprobs.last().unwrap());
-    close(given[at].as_f64().unwrap(), expected[golden.greedy_ids[0] as usize], &format!("{place}, first answer"));
+    close(
+        given[at].as_f64().unwrap(),
+        expected[golden.greedy_ids[0] as usize],
+        &format!("{place}, first answer"),
+    );
     check_top(&tops[at], expected, &format!("{place}, first answer"));
 }
 
 /// The alternatives carry the greatest log-probabilities there are. (Their names need not be unique to an id; values say enough.)
 fn check_top(top: &Value, expected: &[f64], place: &str) {
-    let mut given: Vec<f64> = top.as_object().unwrap().values().map(|value| value.as_f64().unwrap()).collect();
-    assert!(given.len() == TOP || given.len() == TOP + 1, "{place}: {top}");
+    let mut given: Vec<f64> = top
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|value| value.as_f64().unwrap())
+        .collect();
+    assert!(
+        given.len() == TOP || given.len() == TOP + 1,
+        "{place}: {top}"
+    );
     given.sort_by(|a, b| b.total_cmp(a));
     let mut expected = expected.to_vec();
     expected.sort_by(|a, b| b.total_cmp(a));
@@ -176,19 +248,39 @@ fn check_top(top: &Value, expected: &[f64], place: &str) {
 /// The greedy continuation, up to the first choice that is too close to call.
 fn check_greedy(choice: &Value, golden: &Golden, place: &str) {
     let given: Vec<u32> = serde_json::from_value(choice["token_ids"].clone()).unwrap();
-    let sure = golden.top2_gaps.iter().position(|&gap| gap < TOLERANCE).unwrap_or(golden.greedy_ids.len());
+    let sure = golden
+        .top2_gaps
+        .iter()
+        .position(|&gap| gap < TOLERANCE)
+        .unwrap_or(golden.greedy_ids.len());
     assert_eq!(given.len(), golden.greedy_ids.len(), "{place}");
     assert_eq!(given[..sure], golden.greedy_ids[..sure], "{place}");
     let tops = choice["logprobs"]["top_logprobs"].as_array().unwrap();
-    for (step, top) in tops[golden.prompt_ids.len()..].iter().enumerate().take(sure) {
-        let mut values: Vec<f64> = top.as_object().unwrap().values().map(|value| value.as_f64().unwrap()).collect();
+    for (step, top) in tops[golden.prompt_ids.len()..]
+        .iter()
+        .enumerate()
+        .take(sure)
+    {
+        let mut values: Vec<f64> = top
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|value| value.as_f64().unwrap())
+            .collect();
         values.sort_by(|a, b| b.total_cmp(a));
-        close(values[0] - values[1], golden.top2_gaps[step], &format!("{place}, lead at step {step}"));
+        close(
+            values[0] - values[1],
+            golden.top2_gaps[step],
+            &format!("{place}, lead at step {step}"),
+        );
     }
 }
 
 fn close(given: f64, expected: f64, place: &str) {
-    assert!((given - expected).abs() <= TOLERANCE, "{place}: {given} where {expected} is expected");
+    assert!(
+        (given - expected).abs() <= TOLERANCE,
+        "{place}: {given} where {expected} is expected"
+    );
 }
 
 /// The choice of a greedy completion with everything there is to compare.
@@ -209,10 +301,19 @@ fn read_golden(folder: &Path, name: &str) -> Vec<Golden> {
 /// Rows of log-probabilities from a tensor of logits [length, vocabulary].
 fn log_softmax(tensors: &SafeTensors<'_>, name: &str) -> Vec<Vec<f64>> {
     let tensor = tensors.tensor(name).unwrap();
-    let logits: Vec<f64> = tensor.data().chunks_exact(4).map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap()))).collect();
+    let logits: Vec<f64> = tensor
+        .data()
+        .chunks_exact(4)
+        .map(|bytes| f64::from(f32::from_le_bytes(bytes.try_into().unwrap())))
+        .collect();
     let rows = logits.chunks_exact(tensor.shape()[1]).map(|row| {
         let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let log_sum = max + row.iter().map(|logit| (logit - max).exp()).sum::<f64>().ln();
+        let log_sum = max
+            + row
+                .iter()
+                .map(|logit| (logit - max).exp())
+                .sum::<f64>()
+                .ln();
         row.iter().map(|logit| logit - log_sum).collect()
     });
     rows.collect()

@@ -28,20 +28,39 @@ impl Server {
     /// Starts `volley serve --model MODEL` and waits for the line that says it is ready.
     pub(crate) fn start(model: &Path, args: &[&str]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volley"));
-        command.args(["serve", "--port", "0", "--log-level", "warn", "--model"]).arg(model).args(args);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        command
+            .args(["serve", "--port", "0", "--log-level", "warn", "--model"])
+            .arg(model)
+            .args(args);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
         let stdout = child.stdout.take().unwrap();
         // From here on the process is killed whatever happens.
-        let mut server = Server { child, address: String::new() };
+        let mut server = Server {
+            child,
+            address: String::new(),
+        };
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(stdout).read_line(&mut line);
             let _ = send.send(read.map(|_| line));
         });
-        let ready = receive.recv_timeout(PATIENCE).expect("the server is not ready in time").unwrap();
-        let address = ready.split("http://").nth(1).and_then(|rest| rest.split(' ').next());
-        server.address = address.unwrap_or_else(|| panic!("{}: not ready: {ready}", model.display())).to_owned();
+        let ready = receive
+            .recv_timeout(PATIENCE)
+            .expect("the server is not ready in time")
+            .unwrap();
+        let address = ready
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        server.address = address
+            .unwrap_or_else(|| panic!("{}: not ready: {ready}", model.display()))
+            .to_owned();
         server
     }
 
@@ -49,7 +68,11 @@ impl Server {
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let (status, body) = self.post_bytes(path, body.to_string().as_bytes());
         let text = String::from_utf8_lossy(&body);
-        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in the answer: {text}")))
+        (
+            status,
+            serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{error} in the answer: {text}")),
+        )
     }
 
     /// Sends any bytes with POST; the status and the whole answer.
@@ -70,7 +93,10 @@ impl Server {
     pub(crate) fn stream(&self, path: &str, body: &Value) -> Stream {
         let (status, chunked, reader) = self.send("POST", path, body.to_string().as_bytes());
         assert!(status == 200 && chunked, "status {status}");
-        Stream { reader, text: String::new() }
+        Stream {
+            reader,
+            text: String::new(),
+        }
     }
 
     /// The status of a GET request and its answer.
@@ -96,12 +122,22 @@ impl Server {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
-        let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("no status: {line}")).parse().unwrap();
+        let status = line
+            .split(' ')
+            .nth(1)
+            .unwrap_or_else(|| panic!("no status: {line}"))
+            .parse()
+            .unwrap();
         let mut chunked = false;
         while line != "\r\n" {
             line.clear();
-            assert!(reader.read_line(&mut line).unwrap() > 0, "the head of the answer is cut off");
-            chunked |= line.to_ascii_lowercase().starts_with("transfer-encoding: chunked");
+            assert!(
+                reader.read_line(&mut line).unwrap() > 0,
+                "the head of the answer is cut off"
+            );
+            chunked |= line
+                .to_ascii_lowercase()
+                .starts_with("transfer-encoding: chunked");
         }
         (status, chunked, reader)
     }
@@ -142,7 +178,8 @@ impl Stream {
 fn read_chunk(reader: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
     let mut line = String::new();
     reader.read_line(&mut line).unwrap();
-    let size = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no chunk: {line:?}"));
+    let size =
+        usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no chunk: {line:?}"));
     let mut chunk = vec![0; size + 2];
     reader.read_exact(&mut chunk).unwrap();
     chunk.truncate(size);
