@@ -1,10 +1,8 @@
 //! Log-probabilities in the two forms that OpenAI's API has: chat's list of objects, and the parallel lists of completions.
 
-use std::collections::HashSet;
 use std::fmt::Write;
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use volley_actors::TokenLogprob;
 use volley_models::{Detokenizer, Tokenizer};
 
@@ -55,7 +53,7 @@ pub(super) struct CompletionLogprobs {
     token_logprobs: Vec<Option<f32>>,
     tokens: Vec<String>,
     /// Best first; the token itself is always among them.
-    top_logprobs: Vec<Option<Map<String, Value>>>,
+    top_logprobs: Vec<Option<Top>>,
 }
 
 impl CompletionLogprobs {
@@ -77,7 +75,7 @@ impl CompletionLogprobs {
             self.text_offset.push(writer.offset(entry.token));
             self.token_logprobs.push(Some(finite(entry.logprob)));
             self.tokens.push(name(&tokenizer, entry.token));
-            self.top_logprobs.push(Some(top(&tokenizer, entry)));
+            self.top_logprobs.push(Some(Top::new(&tokenizer, entry)));
         }
     }
 }
@@ -106,17 +104,29 @@ impl LogprobWriter {
     }
 }
 
-fn top(tokenizer: &Tokenizer, entry: &TokenLogprob) -> Map<String, Value> {
-    let mut seen = HashSet::new();
-    let own = (entry.token, entry.logprob);
-    entry
-        .top
-        .iter()
-        .chain([&own])
-        // Different tokens may have the same name; the most probable one keeps it.
-        .map(|&(id, logprob)| (name(tokenizer, id), Value::from(finite(logprob))))
-        .filter(|(name, _)| seen.insert(name.clone()))
-        .collect()
+/// Names and log-probabilities, written as an object in this order.
+#[derive(Debug)]
+struct Top(Vec<(String, f32)>);
+
+impl Top {
+    fn new(tokenizer: &Tokenizer, entry: &TokenLogprob) -> Self {
+        let own = (entry.token, entry.logprob);
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
+        for &(id, logprob) in entry.top.iter().chain([&own]) {
+            let name = name(tokenizer, id);
+            // Different tokens may have the same name; the most probable one keeps it.
+            if top.iter().all(|(other, _)| *other != name) {
+                top.push((name, finite(logprob)));
+            }
+        }
+        Top(top)
+    }
+}
+
+impl Serialize for Top {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, logprob)| (name, logprob)))
+    }
 }
 
 /// A token as a name: its text, or its bytes as OpenAI writes them where they are no text alone.
