@@ -271,10 +271,22 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
                 .iter()
                 .map(|x| half::bf16::from_f32(*x).to_bits())
                 .collect();
-            let cache = match dtype {
-                ComputeType::F32 => KvSlice::F32(&wide),
-                ComputeType::Bf16 => KvSlice::Bf16(&bits),
-            };
+            // In huge pages, as the module's cache is.
+            let mut arena = Arena::new(8 * elements);
+            let blocks_of_both = [(); 2].map(|()| {
+                let mut block = arena.block(elements * dtype.bytes() / 4);
+                match dtype {
+                    ComputeType::F32 => bytemuck::cast_slice_mut(&mut block).copy_from_slice(&wide),
+                    ComputeType::Bf16 => {
+                        bytemuck::cast_slice_mut(&mut block).copy_from_slice(&bits)
+                    }
+                }
+                block
+            });
+            let [keys, cached_values] = blocks_of_both.each_ref().map(|block| match dtype {
+                ComputeType::F32 => KvSlice::F32(bytemuck::cast_slice(block)),
+                ComputeType::Bf16 => KvSlice::Bf16(bytemuck::cast_slice(block)),
+            });
             let queries = values(sequences * rows * heads * head_dim);
             let table: Vec<u32> = (0..blocks as u32).collect();
             let mut scratch = AttentionScratch::new(rows, heads / kv_heads, head_dim);
@@ -282,8 +294,8 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
             let paged = PagedAttention {
                 queries: &queries,
                 query_stride: heads * head_dim,
-                keys: cache,
-                values: cache,
+                keys,
+                values: cached_values,
                 block_tokens,
                 heads,
                 kv_heads,

@@ -5,9 +5,7 @@
 
 use crate::ModelSpec;
 use crate::dtype::ComputeType;
-use crate::kernels::{Arena, ArenaBlock, KvSlice, TILE_POSITIONS, padded, round_to_bf16};
-
-use crate::kernels::Isa;
+use crate::kernels::{Arena, ArenaBlock, Isa, KvSlice, TILE_POSITIONS, padded, round_to_bf16};
 
 /// Keys and values of every layer.
 #[derive(Debug)]
@@ -26,7 +24,6 @@ struct LayerCache {
 struct Shape {
     isa: Isa,
     dtype: ComputeType,
-    blocks: usize,
     block_tokens: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -45,7 +42,6 @@ impl KvCache {
         let shape = Shape {
             isa,
             dtype,
-            blocks,
             block_tokens,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
@@ -72,10 +68,6 @@ impl KvCache {
         Arena::block_bytes(keys)?
             .checked_add(Arena::block_bytes(values)?)?
             .checked_mul(spec.layers.len())
-    }
-
-    pub(crate) fn blocks(&self) -> usize {
-        self.shape.blocks
     }
 
     pub(crate) fn block_tokens(&self) -> usize {

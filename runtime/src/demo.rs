@@ -15,9 +15,15 @@ pub fn model_dir() -> Result<ModelDir, ModelError> {
     ModelDir::from_parts(ModelParts {
         name: NAME.to_owned(),
         config: Cow::Borrowed(include_bytes!("../../models/demo/config.json")),
-        generation_config: Some(Cow::Borrowed(include_bytes!("../../models/demo/generation_config.json"))),
-        tokenizer: Some(Cow::Borrowed(include_bytes!("../../models/demo/tokenizer.json"))),
-        tokenizer_config: Some(Cow::Borrowed(include_bytes!("../../models/demo/tokenizer_config.json"))),
+        generation_config: Some(Cow::Borrowed(include_bytes!(
+            "../../models/demo/generation_config.json"
+        ))),
+        tokenizer: Some(Cow::Borrowed(include_bytes!(
+            "../../models/demo/tokenizer.json"
+        ))),
+        tokenizer_config: Some(Cow::Borrowed(include_bytes!(
+            "../../models/demo/tokenizer_config.json"
+        ))),
         chat_template: None,
         weights: WeightBytes::Static(include_bytes!("../../models/demo/model.safetensors")),
     })

@@ -22,6 +22,8 @@ pub struct ConfigFlags<S> {
 pub trait Sections {
     /// Their names.
     const SECTIONS: &'static [&'static str];
+    /// The level of the log, unless something else is asked for.
+    const LOG_LEVEL: &'static str;
 }
 
 /// For commands that serve, or check what would be served: all sections.
@@ -29,7 +31,9 @@ pub trait Sections {
 pub struct Serving;
 
 impl Sections for Serving {
-    const SECTIONS: &'static [&'static str] = &["model", "cluster", "limits", "server", "log", "trace"];
+    const SECTIONS: &'static [&'static str] =
+        &["model", "cluster", "limits", "server", "log", "trace"];
+    const LOG_LEVEL: &'static str = "info";
 }
 
 /// For commands that run the model and end.
@@ -38,9 +42,12 @@ pub struct Offline;
 
 impl Sections for Offline {
     const SECTIONS: &'static [&'static str] = &["model", "cluster", "limits", "log"];
+    // What such a command has to say stands on standard output.
+    const LOG_LEVEL: &'static str = "warn";
 }
 
 const CONFIG: &str = "config";
+const LOG_LEVEL: &str = "log.level";
 
 impl<S: Sections> ConfigFlags<S> {
     /// Reads file and environment under the flags that were given.
@@ -68,7 +75,9 @@ impl<S: Sections> Args for ConfigFlags<S> {
             .value_parser(clap::value_parser!(PathBuf))
             .help("Configuration file; flags and VOLLEY_* variables go over it (docs/configuration.md)")
             .help_heading("Configuration");
-        flagged::<S>().fold(command.arg(config), |command, (key, flag)| command.arg(argument(key, flag)))
+        flagged::<S>().fold(command.arg(config), |command, (key, flag)| {
+            command.arg(argument::<S>(key, flag))
+        })
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -79,10 +88,15 @@ impl<S: Sections> Args for ConfigFlags<S> {
 impl<S: Sections> FromArgMatches for ConfigFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut values = FlagValues::default();
+        values.set_default(LOG_LEVEL, S::LOG_LEVEL);
         for (key, flag) in flagged::<S>() {
             values.set(key.path, matches.get_one::<String>(flag));
         }
-        Ok(ConfigFlags { file: matches.get_one(CONFIG).cloned(), values, sections: PhantomData })
+        Ok(ConfigFlags {
+            file: matches.get_one(CONFIG).cloned(),
+            values,
+            sections: PhantomData,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -99,8 +113,9 @@ fn flagged<S: Sections>() -> impl Iterator<Item = (&'static Key, &'static str)> 
         .filter_map(|key| Some((key, key.flag?)))
 }
 
-fn argument(key: &'static Key, flag: &'static str) -> Arg {
+fn argument<S: Sections>(key: &'static Key, flag: &'static str) -> Arg {
     let default = match key.default {
+        _ if key.path == LOG_LEVEL => S::LOG_LEVEL,
         KeyDefault::Value(value) => value,
         KeyDefault::Unset(meaning) => meaning,
     };
@@ -121,7 +136,10 @@ fn argument(key: &'static Key, flag: &'static str) -> Arg {
         .value_name(name)
         .value_hint(hint)
         .value_parser(KeyParser(key))
-        .help(format!("{} [default: {default}]", key.help.replace('`', "")))
+        .help(format!(
+            "{} [default: {default}]",
+            key.help.replace('`', "")
+        ))
         .help_heading(heading(key.section()))
 }
 
@@ -143,18 +161,34 @@ struct KeyParser(&'static Key);
 impl TypedValueParser for KeyParser {
     type Value = String;
 
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &std::ffi::OsStr) -> Result<String, clap::Error> {
-        let text = value.to_str().ok_or_else(|| clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(command))?;
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        let text = value
+            .to_str()
+            .ok_or_else(|| clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(command))?;
         if self.0.kind.parse(text).is_ok() {
             return Ok(text.to_owned());
         }
         let mut error = clap::Error::new(ErrorKind::ValueValidation).with_cmd(command);
         if let Some(arg) = arg {
-            error.insert(ContextKind::InvalidArg, ContextValue::String(arg.to_string()));
+            error.insert(
+                ContextKind::InvalidArg,
+                ContextValue::String(arg.to_string()),
+            );
         }
-        error.insert(ContextKind::InvalidValue, ContextValue::String(text.to_owned()));
+        error.insert(
+            ContextKind::InvalidValue,
+            ContextValue::String(text.to_owned()),
+        );
         let remedy = format!("it must be {}", self.0.kind);
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![remedy.into()]));
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![remedy.into()]),
+        );
         Err(error)
     }
 

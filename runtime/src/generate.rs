@@ -24,7 +24,12 @@ use crate::text::{self, TextEvent, TextRequest};
 #[command(after_help = AFTER_HELP)]
 pub struct GenerateArgs {
     /// Text to go on from; repeat it for a batch
-    #[arg(long, short, value_name = "TEXT", required_unless_present = "prompt_file")]
+    #[arg(
+        long,
+        short,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file"
+    )]
     prompt: Vec<String>,
     /// File whose whole text is a prompt
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
@@ -84,11 +89,16 @@ Examples:
 /// When the model cannot be launched, or a prompt is refused or fails.
 pub fn run(args: GenerateArgs) -> Result<(), Failure> {
     let prompts = args.prompts()?;
-    let config = args.config.clone();
-    let config = config.with_default("log.level", "warn").with_default("limits.max_waiting", prompts.len().max(1024));
+    let config = args
+        .config
+        .clone()
+        .with_default("limits.max_waiting", prompts.len().max(1024));
     let raw = config.load()?;
     logging::start(&raw.log);
-    let demand = Demand::Batch { sequences: prompts.len() as u32, tokens: u32::MAX };
+    let demand = Demand::Batch {
+        sequences: prompts.len() as u32,
+        tokens: u32::MAX,
+    };
     let engine = Arc::new(Launch::prepare(&raw, demand)?.start(&Arc::new(LoadDisplay::new()))?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -121,7 +131,11 @@ struct Timings {
     tokens_per_s: Option<f64>,
 }
 
-async fn generate(engine: &Arc<Engine>, prompts: Vec<String>, args: &GenerateArgs) -> Result<(), Failure> {
+async fn generate(
+    engine: &Arc<Engine>,
+    prompts: Vec<String>,
+    args: &GenerateArgs,
+) -> Result<(), Failure> {
     let start = Instant::now();
     let streaming = prompts.len() == 1 && !args.json;
     let count = prompts.len();
@@ -141,10 +155,13 @@ async fn generate(engine: &Arc<Engine>, prompts: Vec<String>, args: &GenerateArg
     let (mut printed, mut tokens) = (0, 0);
     let mut failed = None;
     while let Some(joined) = tasks.join_next().await {
-        let answer = joined.map_err(|error| Failure::new(format!("a request's task ended: {error}")))??;
+        let answer =
+            joined.map_err(|error| Failure::new(format!("a request's task ended: {error}")))??;
         tokens += answer.timings.completion_tokens;
         if let FinishReason::Error(reason) = &answer.finish_reason {
-            failed.get_or_insert_with(|| Failure::new(format!("prompt {}: {reason}", answer.index + 1)));
+            failed.get_or_insert_with(|| {
+                Failure::new(format!("prompt {}: {reason}", answer.index + 1))
+            });
         }
         let index = answer.index;
         answers[index] = Some(answer);
@@ -190,14 +207,24 @@ async fn answer(
             }
             TextEvent::Finished { reason, usage } => {
                 answer.finish_reason = reason;
-                answer.timings = timings(usage.prompt_tokens, usage.completion_tokens, first, start.elapsed());
+                answer.timings = timings(
+                    usage.prompt_tokens,
+                    usage.completion_tokens,
+                    first,
+                    start.elapsed(),
+                );
             }
         }
     }
     Ok(answer)
 }
 
-fn timings(prompt_tokens: u64, completion_tokens: u64, first: Option<Duration>, total: Duration) -> Timings {
+fn timings(
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    first: Option<Duration>,
+    total: Duration,
+) -> Timings {
     let first = first.unwrap_or(total);
     let rest = total.saturating_sub(first).as_secs_f64();
     Timings {
@@ -205,28 +232,36 @@ fn timings(prompt_tokens: u64, completion_tokens: u64, first: Option<Duration>, 
         completion_tokens,
         first_token_s: first.as_secs_f64(),
         total_s: total.as_secs_f64(),
-        tokens_per_s: (completion_tokens > 1 && rest > 0.0).then(|| (completion_tokens - 1) as f64 / rest),
+        tokens_per_s: (completion_tokens > 1 && rest > 0.0)
+            .then(|| (completion_tokens - 1) as f64 / rest),
     }
 }
 
 /// Prints what was not streamed already.
 fn show(answer: &Answer, args: &GenerateArgs, streamed: bool) -> Result<(), Failure> {
     if args.json {
-        let line = serde_json::to_string(answer).map_err(|error| Failure::new(error.to_string()))?;
+        let line =
+            serde_json::to_string(answer).map_err(|error| Failure::new(error.to_string()))?;
         print(&format!("{line}\n"))
     } else if streamed {
         print("\n")
     } else {
         let prompt = if args.chat { "" } else { &answer.prompt };
         let blank = if answer.index > 0 { "\n" } else { "" };
-        print(&format!("{blank}=== {} ===\n{prompt}{}\n", answer.index + 1, answer.text))
+        print(&format!(
+            "{blank}=== {} ===\n{prompt}{}\n",
+            answer.index + 1,
+            answer.text
+        ))
     }
 }
 
 fn print_stats<'a>(answers: impl Iterator<Item = &'a Answer>, tokens: u64, wall: Duration) {
     for answer in answers {
         let t = answer.timings;
-        let speed = t.tokens_per_s.map_or("-".to_owned(), |speed| format!("{speed:.1}"));
+        let speed = t
+            .tokens_per_s
+            .map_or("-".to_owned(), |speed| format!("{speed:.1}"));
         eprintln!(
             "prompt {}: {} + {} tokens, first after {:.3} s, {speed} tokens/s, ended by {}",
             answer.index + 1,
@@ -236,19 +271,26 @@ fn print_stats<'a>(answers: impl Iterator<Item = &'a Answer>, tokens: u64, wall:
             answer.finish_reason.label()
         );
     }
-    eprintln!("in all: {tokens} tokens in {:.3} s, {:.1} tokens/s", wall.as_secs_f64(), tokens as f64 / wall.as_secs_f64());
+    eprintln!(
+        "in all: {tokens} tokens in {:.3} s, {:.1} tokens/s",
+        wall.as_secs_f64(),
+        tokens as f64 / wall.as_secs_f64()
+    );
 }
 
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::output)
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Failure::output)
 }
 
 impl GenerateArgs {
     fn prompts(&self) -> Result<Vec<String>, Failure> {
         let mut prompts = self.prompt.clone();
         if let Some(file) = &self.prompt_file {
-            prompts.push(std::fs::read_to_string(file).map_err(|error| Failure::file(file, &error))?);
+            prompts
+                .push(std::fs::read_to_string(file).map_err(|error| Failure::file(file, &error))?);
         }
         Ok(prompts)
     }
@@ -257,19 +299,39 @@ impl GenerateArgs {
     fn request(&self, engine: &Engine, prompt: &str, seed: u64) -> Result<TextRequest, Failure> {
         let (text, add_special) = if self.chat {
             let template = engine.chat.as_ref().ok_or_else(|| {
-                Failure::new(format!("the model {} has no chat template; leave --chat out", engine.model))
+                Failure::new(format!(
+                    "the model {} has no chat template; leave --chat out",
+                    engine.model
+                ))
             })?;
-            let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+            let options = ChatOptions {
+                add_generation_prompt: true,
+                ..ChatOptions::default()
+            };
             let messages = [ChatMessage::new("user", prompt)];
             // The template writes the special tokens itself.
-            (template.render(&messages, &options).map_err(|error| Failure::new(error.to_string()))?, false)
+            (
+                template
+                    .render(&messages, &options)
+                    .map_err(|error| Failure::new(error.to_string()))?,
+                false,
+            )
         } else {
             (prompt.to_owned(), true)
         };
-        let tokens = engine.tokenizer.encode(&text, add_special).map_err(|error| Failure::new(error.to_string()))?;
-        let room = engine.context.saturating_sub(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+        let tokens = engine
+            .tokenizer
+            .encode(&text, add_special)
+            .map_err(|error| Failure::new(error.to_string()))?;
+        let room = engine
+            .context
+            .saturating_sub(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
         if room == 0 {
-            let message = format!("the prompt has {} tokens, the context {}; shorten it or raise --max-context", tokens.len(), engine.context);
+            let message = format!(
+                "the prompt has {} tokens, the context {}; shorten it or raise --max-context",
+                tokens.len(),
+                engine.context
+            );
             return Err(Failure::new(message));
         }
         let mut request = Request::greedy(tokens, self.sampling.max_tokens.min(room));
@@ -277,7 +339,11 @@ impl GenerateArgs {
         if !self.sampling.ignore_eos {
             request.stop_tokens = engine.spec.special.eos.clone();
         }
-        Ok(TextRequest { request, stop: self.sampling.stop.clone(), skip_special: true })
+        Ok(TextRequest {
+            request,
+            stop: self.sampling.stop.clone(),
+            skip_special: true,
+        })
     }
 }
 
@@ -285,7 +351,11 @@ impl SamplingArgs {
     /// What was asked for, over the model's own defaults.
     fn resolve(&self, engine: &Engine, seed: u64) -> Sampling {
         let defaults = &engine.defaults;
-        let temperature = if defaults.do_sample == Some(false) { Some(0.0) } else { defaults.temperature };
+        let temperature = if defaults.do_sample == Some(false) {
+            Some(0.0)
+        } else {
+            defaults.temperature
+        };
         Sampling {
             temperature: self.temperature.or(temperature).unwrap_or(1.0),
             top_p: self.top_p.or(defaults.top_p).unwrap_or(1.0),
@@ -299,7 +369,9 @@ impl SamplingArgs {
 
 /// Another one each time.
 fn any_seed() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos() as u64)
 }
 
 #[cfg(test)]
@@ -309,7 +381,13 @@ mod tests {
     #[test]
     fn speed_is_that_after_the_first_token() {
         let t = timings(5, 11, Some(Duration::from_secs(1)), Duration::from_secs(3));
-        assert_eq!((t.first_token_s, t.total_s, t.tokens_per_s), (1.0, 3.0, Some(5.0)));
-        assert_eq!(timings(5, 1, None, Duration::from_secs(1)).tokens_per_s, None);
+        assert_eq!(
+            (t.first_token_s, t.total_s, t.tokens_per_s),
+            (1.0, 3.0, Some(5.0))
+        );
+        assert_eq!(
+            timings(5, 1, None, Duration::from_secs(1)).tokens_per_s,
+            None
+        );
     }
 }

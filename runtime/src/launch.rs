@@ -61,7 +61,11 @@ impl Launch {
         let settings = Settings::resolve(raw, model.spec(), model.name(), available, demand)?;
         let memory = settings.cluster.memory(model.spec())?;
         check_memory(&memory, available)?;
-        Ok(Launch { model, settings, memory })
+        Ok(Launch {
+            model,
+            settings,
+            memory,
+        })
     }
 
     /// Starts the workers and waits until all have their weights. `display` is told how far they are.
@@ -69,12 +73,17 @@ impl Launch {
     /// # Errors
     /// When the tokenizer or the chat template is refused, or a worker cannot load.
     pub fn start(self, display: &Arc<LoadDisplay>) -> Result<Engine, Failure> {
-        let Launch { model, settings, .. } = self;
+        let Launch {
+            model, settings, ..
+        } = self;
         let tokenizer = Arc::new(model.tokenizer()?);
         let chat = match model.chat_template() {
             Ok(template) => Some(template),
             // A base model speaks completions only.
-            Err(ModelError::Chat { source: ChatError::NoTemplate, .. }) => None,
+            Err(ModelError::Chat {
+                source: ChatError::NoTemplate,
+                ..
+            }) => None,
             Err(error) => return Err(error.into()),
         };
         let shown = Arc::clone(display);
@@ -84,7 +93,10 @@ impl Launch {
         display.finish();
         Ok(Engine {
             model: settings.model.name,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs(),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or(Duration::ZERO)
+                .as_secs(),
             spec: model.spec().clone(),
             context,
             tokenizer,

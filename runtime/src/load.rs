@@ -35,7 +35,9 @@ impl Load {
     pub async fn run(self, client: &Client, vocab: usize) -> Result<Observed, Failure> {
         let mut random = Random::new(self.seed);
         let vocab = u32::try_from(vocab).unwrap_or(u32::MAX);
-        let prompts: Vec<_> = (0..self.batch).map(|_| random.prompt(self.input, vocab)).collect();
+        let prompts: Vec<_> = (0..self.batch)
+            .map(|_| random.prompt(self.input, vocab))
+            .collect();
         let start = Instant::now();
         let mut requests = tokio::task::JoinSet::new();
         for prompt in prompts {
@@ -45,7 +47,9 @@ impl Load {
                 while let Some(event) = stream.next().await {
                     match event {
                         RequestEvent::Token { .. } => times.push(start.elapsed()),
-                        RequestEvent::Finished(FinishReason::Error(reason)) => return Err(Failure::new(reason)),
+                        RequestEvent::Finished(FinishReason::Error(reason)) => {
+                            return Err(Failure::new(reason));
+                        }
                         RequestEvent::Prompt(_) | RequestEvent::Finished(_) => {}
                     }
                 }
@@ -54,7 +58,10 @@ impl Load {
         }
         let mut tokens = Vec::new();
         while let Some(joined) = requests.join_next().await {
-            tokens.push(joined.map_err(|error| Failure::new(format!("a request's task ended: {error}")))??);
+            tokens.push(
+                joined
+                    .map_err(|error| Failure::new(format!("a request's task ended: {error}")))??,
+            );
         }
         let expected = self.output as usize;
         match tokens.iter().find(|times| times.len() != expected) {
@@ -70,14 +77,30 @@ impl Load {
 impl Observed {
     /// Until every request had its first token: the time of all prompts.
     pub fn prefill(&self) -> Duration {
-        self.tokens.iter().filter_map(|times| times.first()).max().copied().unwrap_or_default()
+        self.tokens
+            .iter()
+            .filter_map(|times| times.first())
+            .max()
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Tokens that came after that, and the time they took.
     pub fn decode(&self) -> (usize, Duration) {
         let prefill = self.prefill();
-        let end = self.tokens.iter().filter_map(|times| times.last()).max().copied().unwrap_or_default();
-        let tokens = self.tokens.iter().flatten().filter(|time| **time > prefill).count();
+        let end = self
+            .tokens
+            .iter()
+            .filter_map(|times| times.last())
+            .max()
+            .copied()
+            .unwrap_or_default();
+        let tokens = self
+            .tokens
+            .iter()
+            .flatten()
+            .filter(|time| **time > prefill)
+            .count();
         (tokens, end.saturating_sub(prefill))
     }
 
@@ -85,7 +108,10 @@ impl Observed {
     pub fn gaps(&self) -> Vec<f64> {
         let prefill = self.prefill();
         let pairs = self.tokens.iter().flat_map(|times| times.windows(2));
-        pairs.filter(|pair| pair[0] >= prefill).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+        pairs
+            .filter(|pair| pair[0] >= prefill)
+            .map(|pair| (pair[1] - pair[0]).as_secs_f64())
+            .collect()
     }
 }
 
@@ -96,7 +122,9 @@ mod tests {
     #[test]
     fn decode_begins_when_the_last_prompt_is_done() {
         let ms = |list: &[u64]| list.iter().map(|ms| Duration::from_millis(*ms)).collect();
-        let observed = Observed { tokens: vec![ms(&[10, 20, 40, 50]), ms(&[30, 40, 50])] };
+        let observed = Observed {
+            tokens: vec![ms(&[10, 20, 40, 50]), ms(&[30, 40, 50])],
+        };
         assert_eq!(observed.prefill(), Duration::from_millis(30));
         assert_eq!(observed.decode(), (4, Duration::from_millis(20)));
         let gaps = observed.gaps();

@@ -26,11 +26,19 @@ const TOLERANCE_BF16: f32 = 0.5;
 /// When the cluster or the reference fails, or the difference is larger than rounding explains.
 pub fn run(model: &ModelDir, settings: &Settings) -> Result<(), Failure> {
     let spec = model.spec();
-    let mut tokens = prompt(spec.vocab, TOKENS.min(settings.cluster.context as usize - 1));
+    let mut tokens = prompt(
+        spec.vocab,
+        TOKENS.min(settings.cluster.context as usize - 1),
+    );
     if let Some(bos) = spec.special.bos {
         tokens[0] = bos;
     }
-    let cluster = Cluster::start(settings.cluster.clone(), model.weights(), None, Arc::new(|_| {}))?;
+    let cluster = Cluster::start(
+        settings.cluster.clone(),
+        model.weights(),
+        None,
+        Arc::new(|_| {}),
+    )?;
     let ours = logprobs(&cluster, &tokens);
     cluster.shutdown(Duration::ZERO);
     let ours = ours?;
@@ -62,7 +70,9 @@ pub fn run(model: &ModelDir, settings: &Settings) -> Result<(), Failure> {
 
 /// Tokens spread over the vocabulary; no text is needed to compare arithmetic.
 fn prompt(vocab: usize, length: usize) -> Vec<u32> {
-    (0..length.max(2)).map(|i| ((i * 7919 + 11) % vocab) as u32).collect()
+    (0..length.max(2))
+        .map(|i| ((i * 7919 + 11) % vocab) as u32)
+        .collect()
 }
 
 /// Log-probabilities of the prompt's tokens from the second on, as the cluster has them.
@@ -80,12 +90,18 @@ fn logprobs(cluster: &Cluster, tokens: &[u32]) -> Result<Vec<TokenLogprob>, Fail
         while let Some(event) = stream.next().await {
             match event {
                 RequestEvent::Prompt(part) => all.extend(part),
-                RequestEvent::Finished(volley_actors::FinishReason::Error(reason)) => return Err(Failure::new(reason)),
+                RequestEvent::Finished(volley_actors::FinishReason::Error(reason)) => {
+                    return Err(Failure::new(reason));
+                }
                 _ => {}
             }
         }
         if all.len() + 1 != tokens.len() {
-            let message = format!("{} log-probabilities came back for a prompt of {} tokens", all.len(), tokens.len());
+            let message = format!(
+                "{} log-probabilities came back for a prompt of {} tokens",
+                all.len(),
+                tokens.len()
+            );
             return Err(Failure::new(message));
         }
         Ok(all)
@@ -97,10 +113,16 @@ fn largest_difference(ours: &[TokenLogprob], logits: &[f32], vocab: usize) -> (f
     let mut largest = (0.0, 0);
     for (index, (ours, row)) in ours.iter().zip(logits.chunks_exact(vocab)).enumerate() {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let log_sum = f64::from(max) + row.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln();
+        let log_sum = f64::from(max)
+            + row
+                .iter()
+                .map(|x| f64::from(x - max).exp())
+                .sum::<f64>()
+                .ln();
         let pairs = ours.top.iter().copied().chain([(ours.token, ours.logprob)]);
         for (token, logprob) in pairs {
-            let difference = (f64::from(row[token as usize]) - log_sum - f64::from(logprob)).abs() as f32;
+            let difference =
+                (f64::from(row[token as usize]) - log_sum - f64::from(logprob)).abs() as f32;
             if difference > largest.0 || difference.is_nan() {
                 largest = (difference, index + 1);
             }
@@ -116,10 +138,17 @@ mod tests {
     #[test]
     fn the_difference_is_that_of_log_probabilities() {
         let row = [0.0f32, 2f32.ln(), 0.0]; // probabilities 1/4, 1/2, 1/4
-        let right = TokenLogprob { token: 0, logprob: 0.25f32.ln(), top: vec![(1, 0.5f32.ln())] };
+        let right = TokenLogprob {
+            token: 0,
+            logprob: 0.25f32.ln(),
+            top: vec![(1, 0.5f32.ln())],
+        };
         let (difference, _) = largest_difference(&[right.clone()], &row, 3);
         assert!(difference < 1e-6, "{difference}");
-        let wrong = TokenLogprob { top: vec![(1, 0.25f32.ln())], ..right.clone() };
+        let wrong = TokenLogprob {
+            top: vec![(1, 0.25f32.ln())],
+            ..right.clone()
+        };
         let (difference, position) = largest_difference(&[right, wrong], &[row, row].concat(), 3);
         assert!((difference - 2f32.ln()).abs() < 1e-6, "{difference}");
         assert_eq!(position, 2);
@@ -127,7 +156,11 @@ mod tests {
 
     #[test]
     fn a_difference_that_is_no_number_is_the_largest() {
-        let broken = TokenLogprob { token: 0, logprob: f32::NAN, top: vec![] };
+        let broken = TokenLogprob {
+            token: 0,
+            logprob: f32::NAN,
+            top: vec![],
+        };
         assert!(largest_difference(&[broken], &[0.0, 0.0], 2).0.is_nan());
     }
 }

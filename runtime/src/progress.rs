@@ -40,8 +40,16 @@ struct State {
 impl LoadDisplay {
     /// Lines on standard error if it is a terminal, else log lines.
     pub fn new() -> Self {
-        let mode = if std::io::stderr().is_terminal() { Mode::Terminal } else { Mode::Log };
-        LoadDisplay { mode, started: Instant::now(), state: Mutex::default() }
+        let mode = if std::io::stderr().is_terminal() {
+            Mode::Terminal
+        } else {
+            Mode::Log
+        };
+        LoadDisplay {
+            mode,
+            started: Instant::now(),
+            state: Mutex::default(),
+        }
     }
 
     /// Takes a worker's news in.
@@ -69,7 +77,11 @@ impl LoadDisplay {
             let _ = std::io::stderr().write_all(erase.as_bytes());
         }
         let bytes = ByteSize(state.workers.values().map(|(_, total)| total).sum());
-        tracing::info!("{} workers have loaded {bytes} in {:.1?}", state.workers.len(), self.started.elapsed());
+        tracing::info!(
+            "{} workers have loaded {bytes} in {:.1?}",
+            state.workers.len(),
+            self.started.elapsed()
+        );
     }
 }
 
@@ -90,7 +102,10 @@ impl State {
         }
         for (worker, (done, total)) in &self.workers {
             let percent = (done * 100).checked_div(*total).unwrap_or(100);
-            text.push_str(&format!("\x1b[2K{worker:<14} {percent:>3}% of {}\n", ByteSize(*total)));
+            text.push_str(&format!(
+                "\x1b[2K{worker:<14} {percent:>3}% of {}\n",
+                ByteSize(*total)
+            ));
         }
         self.lines_drawn = self.workers.len();
         self.drawn = Some(Instant::now());

@@ -34,16 +34,28 @@ pub fn steps(timeline: &[(WorkerId, Vec<Span>)]) -> Vec<Rally> {
     let mut spans: BTreeMap<(u64, u8), Vec<(WorkerId, Span)>> = BTreeMap::new();
     for (worker, list) in timeline {
         for span in list {
-            spans.entry((span.step.0, span.micro_batch.0)).or_default().push((*worker, *span));
+            spans
+                .entry((span.step.0, span.micro_batch.0))
+                .or_default()
+                .push((*worker, *span));
         }
     }
     // Dense layers have no span of their own: they belong to the next stage on the attention side.
-    let layers: BTreeSet<_> = spans.values().flatten().filter_map(|(_, span)| attention_layer(span)).collect();
+    let layers: BTreeSet<_> = spans
+        .values()
+        .flatten()
+        .filter_map(|(_, span)| attention_layer(span))
+        .collect();
     spans
         .into_iter()
         .filter(|(_, spans)| {
-            let sampled = spans.iter().any(|(_, span)| span.activity == Activity::Sample);
-            let own: BTreeSet<_> = spans.iter().filter_map(|(_, span)| attention_layer(span)).collect();
+            let sampled = spans
+                .iter()
+                .any(|(_, span)| span.activity == Activity::Sample);
+            let own: BTreeSet<_> = spans
+                .iter()
+                .filter_map(|(_, span)| attention_layer(span))
+                .collect();
             sampled && own == layers
         })
         .map(|((step, micro_batch), spans)| rally(step, micro_batch, &spans, timeline))
@@ -54,7 +66,12 @@ fn attention_layer(span: &Span) -> Option<Layer> {
     (span.activity == Activity::Attention).then_some(span.layer)
 }
 
-fn rally(step: u64, micro_batch: u8, spans: &[(WorkerId, Span)], timeline: &[(WorkerId, Vec<Span>)]) -> Rally {
+fn rally(
+    step: u64,
+    micro_batch: u8,
+    spans: &[(WorkerId, Span)],
+    timeline: &[(WorkerId, Vec<Span>)],
+) -> Rally {
     // A stage is what one side does between two flights of the ball: ordered by time, workers of a side side by side.
     let mut stages: Vec<Stage> = Vec::new();
     let mut ordered = spans.to_vec();
@@ -63,14 +80,22 @@ fn rally(step: u64, micro_batch: u8, spans: &[(WorkerId, Span)], timeline: &[(Wo
         let key = (span.layer.0, side_order(span.activity));
         match stages.last_mut() {
             Some(stage) if stage.key == key => stage.spans.push((worker, span)),
-            _ => stages.push(Stage { key, spans: vec![(worker, span)] }),
+            _ => stages.push(Stage {
+                key,
+                spans: vec![(worker, span)],
+            }),
         }
     }
     let (mut attention, mut expert) = (Duration::ZERO, Duration::ZERO);
     let (mut network, mut waiting) = (Duration::ZERO, Duration::ZERO);
     let mut rows = 0;
     for stage in &stages {
-        let slowest = stage.spans.iter().map(|(_, span)| span.end.saturating_sub(span.start)).max().unwrap_or_default();
+        let slowest = stage
+            .spans
+            .iter()
+            .map(|(_, span)| span.end.saturating_sub(span.start))
+            .max()
+            .unwrap_or_default();
         match stage.spans[0].0.role {
             Role::Attention => attention += slowest,
             Role::Expert => expert += slowest,
@@ -81,16 +106,40 @@ fn rally(step: u64, micro_batch: u8, spans: &[(WorkerId, Span)], timeline: &[(Wo
     }
     for pair in stages.windows(2) {
         // The way of the last ball: from the last end before to the last start after.
-        let left = pair[0].spans.iter().map(|(_, span)| span.end).max().unwrap_or_default();
-        let Some((worker, next)) = pair[1].spans.iter().max_by_key(|(_, span)| span.start) else { continue };
+        let left = pair[0]
+            .spans
+            .iter()
+            .map(|(_, span)| span.end)
+            .max()
+            .unwrap_or_default();
+        let Some((worker, next)) = pair[1].spans.iter().max_by_key(|(_, span)| span.start) else {
+            continue;
+        };
         let gap = next.start.saturating_sub(left);
         let busy = busy(timeline, *worker, left, next.start);
         waiting += busy;
         network += gap.saturating_sub(busy);
     }
-    let start = spans.iter().map(|(_, span)| span.start).min().unwrap_or_default();
-    let end = spans.iter().map(|(_, span)| span.end).max().unwrap_or_default();
-    Rally { step, micro_batch, rows, attention, expert, network, waiting, total: end.saturating_sub(start) }
+    let start = spans
+        .iter()
+        .map(|(_, span)| span.start)
+        .min()
+        .unwrap_or_default();
+    let end = spans
+        .iter()
+        .map(|(_, span)| span.end)
+        .max()
+        .unwrap_or_default();
+    Rally {
+        step,
+        micro_batch,
+        rows,
+        attention,
+        expert,
+        network,
+        waiting,
+        total: end.saturating_sub(start),
+    }
 }
 
 /// What one side does for one layer.
@@ -109,12 +158,21 @@ fn side_order(activity: Activity) -> u8 {
 }
 
 /// How long `worker` computed anything between two times.
-fn busy(timeline: &[(WorkerId, Vec<Span>)], worker: WorkerId, from: Duration, until: Duration) -> Duration {
-    let Some((_, spans)) = timeline.iter().find(|(id, _)| *id == worker) else { return Duration::ZERO };
+fn busy(
+    timeline: &[(WorkerId, Vec<Span>)],
+    worker: WorkerId,
+    from: Duration,
+    until: Duration,
+) -> Duration {
+    let Some((_, spans)) = timeline.iter().find(|(id, _)| *id == worker) else {
+        return Duration::ZERO;
+    };
     // Spans of a worker do not overlap and come in order of time.
     let first = spans.partition_point(|span| span.end <= from);
     let within = spans[first..].iter().take_while(|span| span.start < until);
-    within.map(|span| span.end.min(until).saturating_sub(span.start.max(from))).sum()
+    within
+        .map(|span| span.end.min(until).saturating_sub(span.start.max(from)))
+        .sum()
 }
 
 #[cfg(test)]
@@ -150,7 +208,10 @@ mod tests {
         ];
         // Micro-batch 1 leaves at 20 and finds the experts busy until 24.
         let experts = vec![span(Experts, 0, 0, 12, 24), span(Experts, 1, 0, 25, 37)];
-        let timeline = [(Role::Attention.worker(0), attention), (Role::Expert.worker(0), experts)];
+        let timeline = [
+            (Role::Attention.worker(0), attention),
+            (Role::Expert.worker(0), experts),
+        ];
         let steps = steps(&timeline);
         assert_eq!(steps.len(), 2);
         let expected = Rally {
@@ -168,7 +229,10 @@ mod tests {
         assert_eq!((second.waiting, second.network), (us(4), us(1 + 3)));
         // Nothing is lost or counted twice.
         for step in steps {
-            assert_eq!(step.attention + step.expert + step.network + step.waiting, step.total);
+            assert_eq!(
+                step.attention + step.expert + step.network + step.waiting,
+                step.total
+            );
         }
     }
 
@@ -176,23 +240,42 @@ mod tests {
     fn of_several_workers_the_slowest_counts_and_rows_add_up() {
         use Activity::{Attention, Experts, Sample};
         let timeline = [
-            (Role::Attention.worker(0), vec![span(Attention, 0, 0, 0, 10), span(Sample, 0, 0, 40, 41)]),
-            (Role::Attention.worker(1), vec![span(Attention, 0, 0, 0, 12), span(Sample, 0, 0, 40, 42)]),
+            (
+                Role::Attention.worker(0),
+                vec![span(Attention, 0, 0, 0, 10), span(Sample, 0, 0, 40, 41)],
+            ),
+            (
+                Role::Attention.worker(1),
+                vec![span(Attention, 0, 0, 0, 12), span(Sample, 0, 0, 40, 42)],
+            ),
             (Role::Expert.worker(0), vec![span(Experts, 0, 0, 14, 20)]),
             (Role::Expert.worker(1), vec![span(Experts, 0, 0, 14, 30)]),
         ];
         let step = steps(&timeline)[0];
-        assert_eq!((step.attention, step.expert, step.rows), (us(12 + 2), us(16), 8));
+        assert_eq!(
+            (step.attention, step.expert, step.rows),
+            (us(12 + 2), us(16), 8)
+        );
         assert_eq!((step.network, step.total), (us(2 + 10), us(42)));
     }
 
     #[test]
     fn a_step_whose_beginning_was_dropped_is_left_out() {
         use Activity::{Attention, Experts, Sample};
-        let attention = vec![span(Sample, 0, 1, 30, 31), span(Attention, 1, 0, 40, 50), span(Sample, 1, 1, 70, 71)];
+        let attention = vec![
+            span(Sample, 0, 1, 30, 31),
+            span(Attention, 1, 0, 40, 50),
+            span(Sample, 1, 1, 70, 71),
+        ];
         let experts = vec![span(Experts, 0, 0, 10, 20), span(Experts, 1, 0, 55, 60)];
-        let timeline = [(Role::Attention.worker(0), attention), (Role::Expert.worker(0), experts)];
-        let whole: Vec<_> = steps(&timeline).iter().map(|step| step.micro_batch).collect();
+        let timeline = [
+            (Role::Attention.worker(0), attention),
+            (Role::Expert.worker(0), experts),
+        ];
+        let whole: Vec<_> = steps(&timeline)
+            .iter()
+            .map(|step| step.micro_batch)
+            .collect();
         assert_eq!(whole, [1]);
     }
 }

@@ -73,7 +73,9 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let engine = Arc::new(launch.start(&Arc::new(LoadDisplay::new()))?);
 
     let runtime = http_runtime()?;
-    let address = listener.local_addr().map_err(|error| Failure::new(format!("the listening socket: {error}")))?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failure::new(format!("the listening socket: {error}")))?;
     let options = HttpOptions {
         api_key,
         max_body_bytes: settings.server.max_body.0 as usize,
@@ -141,7 +143,8 @@ pub fn read_api_key(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
     let key = text.trim();
     if key.is_empty() || !key.chars().all(|c| c.is_ascii_graphic()) {
-        let message = "must hold one key of visible ASCII characters without spaces (server.api_key_file)";
+        let message =
+            "must hold one key of visible ASCII characters without spaces (server.api_key_file)";
         return Err(Failure::new(format!("{}: {message}", path.display())));
     }
     Ok(key.to_owned())
@@ -154,15 +157,24 @@ pub fn read_api_key(path: &Path) -> Result<String, Failure> {
 pub fn write_trace(cluster: &Cluster, file: &Path) -> Result<(), Failure> {
     let failed = |error| Failure::file(file, &error);
     let mut out = BufWriter::new(File::create(file).map_err(failed)?);
-    cluster.timeline().write_chrome_trace(&mut out).and_then(|()| out.flush()).map_err(failed)?;
-    tracing::info!("wrote the timeline to {}; open it in https://ui.perfetto.dev", file.display());
+    cluster
+        .timeline()
+        .write_chrome_trace(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(failed)?;
+    tracing::info!(
+        "wrote the timeline to {}; open it in https://ui.perfetto.dev",
+        file.display()
+    );
     Ok(())
 }
 
 /// Finds out now, not after a day of serving, that a file cannot be written.
 fn check_writable(file: &Path) -> Result<(), Failure> {
     let opened = File::options().append(true).create(true).open(file);
-    opened.map(drop).map_err(|error| Failure::file(file, &error))
+    opened
+        .map(drop)
+        .map_err(|error| Failure::file(file, &error))
 }
 
 fn http_runtime() -> Result<Runtime, Failure> {
@@ -175,7 +187,11 @@ fn http_runtime() -> Result<Runtime, Failure> {
 }
 
 /// The one line on standard output: whoever waits for the server reads it.
-fn announce(engine: &Engine, address: std::net::SocketAddr, settings: &crate::config::Settings) -> Result<(), Failure> {
+fn announce(
+    engine: &Engine,
+    address: std::net::SocketAddr,
+    settings: &crate::config::Settings,
+) -> Result<(), Failure> {
     let cluster = &settings.cluster;
     let mut out = std::io::stdout();
     writeln!(
@@ -199,7 +215,9 @@ async fn drain(engine: &Engine, signals: &mut Signals, timeout: Duration) {
             _ => return,
         };
         if Instant::now() >= until {
-            tracing::warn!("{live} requests have not finished within {timeout:?} and are cut off (server.drain_timeout_s)");
+            tracing::warn!(
+                "{live} requests have not finished within {timeout:?} and are cut off (server.drain_timeout_s)"
+            );
             return;
         }
         tokio::select! {
@@ -228,8 +246,14 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(format!("signals cannot be handled: {error}")));
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))
+        };
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     fn next(&mut self) -> impl Future<Output = &'static str> + '_ {

@@ -23,7 +23,9 @@ impl Summary {
     /// Of `values`, in any order. All zero if there are none.
     pub fn of(mut values: Vec<f64>) -> Summary {
         values.sort_by(f64::total_cmp);
-        let Some(&max) = values.last() else { return Summary::default() };
+        let Some(&max) = values.last() else {
+            return Summary::default();
+        };
         Summary {
             count: values.len(),
             mean: values.iter().sum::<f64>() / values.len() as f64,
@@ -49,7 +51,10 @@ mod tests {
     #[test]
     fn percentiles_are_those_of_numpy() {
         let summary = Summary::of((1..=10).rev().map(f64::from).collect());
-        assert_eq!((summary.median, summary.max, summary.count, summary.mean), (5.5, 10.0, 10, 5.5));
+        assert_eq!(
+            (summary.median, summary.max, summary.count, summary.mean),
+            (5.5, 10.0, 10, 5.5)
+        );
         assert!((summary.p90 - 9.1).abs() < 1e-12);
         assert!((summary.p99 - 9.91).abs() < 1e-12);
         assert_eq!(Summary::of(vec![3.0]).p99, 3.0);

@@ -45,7 +45,7 @@ Examples:
   volley trace --out rally.json
   volley trace --model DIR --expert-workers 2 --micro-batches 3 --batch 64
 
-Open the file in https://ui.perfetto.dev: one row for each worker, one colour for each micro-batch.
+Open the file in https://ui.perfetto.dev: one row for each worker.
 
 The summary is of the steps that only decode. T_a and T_e are a step's computing on the two sides, T_c the frames' way there and back,
 each summed over the layers. With m micro-batches a step can be no shorter than m * max(T_a, T_e), the busier side's work, nor than
@@ -56,11 +56,19 @@ T_a + T_e + T_c, the way of one micro-batch. Without the ping-pong, the m micro-
 /// # Errors
 /// When the load cannot run or the file cannot be written.
 pub fn run(args: TraceArgs) -> Result<(), Failure> {
-    let config = args.config.with_default("log.level", "warn").with_default("limits.max_waiting", args.batch.max(1024));
+    let config = args
+        .config
+        .with_default("limits.max_waiting", args.batch.max(1024));
     let raw = config.load()?;
     logging::start(&raw.log);
     let tokens = args.input_len.saturating_add(args.tokens);
-    let mut launch = Launch::prepare(&raw, Demand::Batch { sequences: args.batch, tokens })?;
+    let mut launch = Launch::prepare(
+        &raw,
+        Demand::Batch {
+            sequences: args.batch,
+            tokens,
+        },
+    )?;
     let cluster = &mut launch.settings.cluster;
     // Three spans a layer and step at most; a load too long for that keeps its end.
     cluster.timeline_spans = cluster.timeline_spans.max(4 * TRACE_SPANS_AUTO);
@@ -80,7 +88,12 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("no runtime: {error}")))?;
-    let load = Load { batch: args.batch, input: args.input_len, output: args.tokens, seed: args.seed };
+    let load = Load {
+        batch: args.batch,
+        input: args.input_len,
+        output: args.tokens,
+        seed: args.seed,
+    };
     let ran = runtime.block_on(load.run(&engine.client, engine.spec.vocab));
     // Recorders hand their last spans over when their workers end.
     engine.cluster.shutdown(Duration::ZERO);
@@ -88,7 +101,10 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
     serve::write_trace(&engine.cluster, &args.out)?;
     let steps = rally::steps(&engine.cluster.timeline().spans());
     // A step of which every sequence decodes has not more rows than there are requests; steps with prompts have more.
-    let decode: Vec<_> = steps.into_iter().filter(|step| step.rows <= args.batch).collect();
+    let decode: Vec<_> = steps
+        .into_iter()
+        .filter(|step| step.rows <= args.batch)
+        .collect();
     print(&head, &decode, micro_batches).map_err(Failure::output)?;
     writeln!(io::stdout(), "timeline           {}", args.out.display()).map_err(Failure::output)
 }
@@ -97,14 +113,33 @@ fn print(head: &str, steps: &[Rally], micro_batches: u8) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{head}")?;
     if steps.is_empty() {
-        return writeln!(out, "no step that only decodes was recorded; ask for more --tokens");
+        return writeln!(
+            out,
+            "no step that only decodes was recorded; ask for more --tokens"
+        );
     }
     let summary = |part: fn(&Rally) -> Duration| {
-        Summary::of(steps.iter().map(|step| part(step).as_secs_f64() * 1e3).collect())
+        Summary::of(
+            steps
+                .iter()
+                .map(|step| part(step).as_secs_f64() * 1e3)
+                .collect(),
+        )
     };
-    let (attention, expert, network) = (summary(|s| s.attention), summary(|s| s.expert), summary(|s| s.network));
+    let (attention, expert, network) = (
+        summary(|s| s.attention),
+        summary(|s| s.expert),
+        summary(|s| s.network),
+    );
     let (waiting, step) = (summary(|s| s.waiting), summary(|s| s.total));
-    writeln!(out, "{:<18} {:>10} {:>10}   over {} steps", "milliseconds", "median", "P99", steps.len())?;
+    writeln!(
+        out,
+        "{:<18} {:>10} {:>10}   over {} steps",
+        "milliseconds",
+        "median",
+        "P99",
+        steps.len()
+    )?;
     let rows = [
         ("T_a attention", attention),
         ("T_e experts", expert),
@@ -119,9 +154,18 @@ fn print(head: &str, steps: &[Rally], micro_batches: u8) -> io::Result<()> {
     let busier = m * attention.median.max(expert.median);
     let alone = attention.median + expert.median + network.median;
     let serial = m * alone;
-    writeln!(out, "m * max(T_a, T_e)  {busier:>10.3}   the busier side's work for all {micro_batches} micro-batches")?;
-    writeln!(out, "T_a + T_e + T_c    {alone:>10.3}   the way of one micro-batch alone")?;
-    writeln!(out, "m * the sum        {serial:>10.3}   what {micro_batches} micro-batches would take one after the other")?;
+    writeln!(
+        out,
+        "m * max(T_a, T_e)  {busier:>10.3}   the busier side's work for all {micro_batches} micro-batches"
+    )?;
+    writeln!(
+        out,
+        "T_a + T_e + T_c    {alone:>10.3}   the way of one micro-batch alone"
+    )?;
+    writeln!(
+        out,
+        "m * the sum        {serial:>10.3}   what {micro_batches} micro-batches would take one after the other"
+    )?;
     writeln!(
         out,
         "ping-pong          a step takes {:.0}% of the sequential time; the bound is {:.0}%",

@@ -57,24 +57,40 @@ pub fn run(args: ValidateArgs) -> Result<(), Failure> {
     if let Some(file) = raw.api_key_file() {
         findings.keep(serve::read_api_key(file));
     }
-    let checked = findings.keep(launch::open_model(&raw)).and_then(|model| check_model(&raw, model, &mut findings));
+    let checked = findings
+        .keep(launch::open_model(&raw))
+        .and_then(|model| check_model(&raw, model, &mut findings));
     if !findings.0.is_empty() {
         return Err(report(&findings.0));
     }
-    let Some((model, settings)) = checked else { return Ok(()) };
+    let Some((model, settings)) = checked else {
+        return Ok(());
+    };
     if args.print_config {
         let mut out = std::io::stdout();
         return write!(out, "{}", settings.to_toml(model.spec())).map_err(Failure::output);
     }
     summarise(&model, &settings).map_err(Failure::output)?;
-    if args.numerics { numerics::run(&model, &settings) } else { Ok(()) }
+    if args.numerics {
+        numerics::run(&model, &settings)
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks what hangs on the model: texts, settings, memory.
-fn check_model(raw: &Raw, model: ModelDir, findings: &mut Findings) -> Option<(ModelDir, Settings)> {
+fn check_model(
+    raw: &Raw,
+    model: ModelDir,
+    findings: &mut Findings,
+) -> Option<(ModelDir, Settings)> {
     findings.keep(model.tokenizer());
     match model.chat_template() {
-        Err(ModelError::Chat { source: ChatError::NoTemplate, .. }) | Ok(_) => {}
+        Err(ModelError::Chat {
+            source: ChatError::NoTemplate,
+            ..
+        })
+        | Ok(_) => {}
         Err(error) => findings.0.push(error.to_string()),
     }
     let available = memory::available_bytes();
@@ -86,8 +102,15 @@ fn check_model(raw: &Raw, model: ModelDir, findings: &mut Findings) -> Option<(M
 }
 
 fn report(findings: &[String]) -> Failure {
-    let list: Vec<_> = findings.iter().map(|text| format!("\n  - {}", text.replace('\n', "\n    "))).collect();
-    let noun = if findings.len() == 1 { "problem" } else { "problems" };
+    let list: Vec<_> = findings
+        .iter()
+        .map(|text| format!("\n  - {}", text.replace('\n', "\n    ")))
+        .collect();
+    let noun = if findings.len() == 1 {
+        "problem"
+    } else {
+        "problems"
+    };
     Failure::new(format!("{} {noun} found:{}", findings.len(), list.concat()))
 }
 
@@ -104,7 +127,9 @@ fn summarise(model: &ModelDir, settings: &Settings) -> std::io::Result<()> {
         spec.experts,
         spec.top_k,
         spec.vocab,
-        spec.stored_as.map_or("unknown".to_owned(), |stored| format!("{stored:?}").to_lowercase()),
+        spec.stored_as
+            .map_or("unknown".to_owned(), |stored| format!("{stored:?}")
+                .to_lowercase()),
     )?;
     writeln!(
         out,
@@ -114,14 +139,23 @@ fn summarise(model: &ModelDir, settings: &Settings) -> std::io::Result<()> {
     writeln!(
         out,
         "limits     context {}, {} tokens a step ({} of prompts), {} KV blocks of {} tokens for each attention worker, {} waiting",
-        cluster.context, cluster.max_rows, cluster.prefill_tokens, cluster.kv_blocks, cluster.block_tokens, cluster.max_waiting
+        cluster.context,
+        cluster.max_rows,
+        cluster.prefill_tokens,
+        cluster.kv_blocks,
+        cluster.block_tokens,
+        cluster.max_waiting
     )?;
     writeln!(
         out,
         "server     http://{}:{} is free, {}",
         settings.server.host,
         settings.server.port,
-        if settings.server.api_key_file.is_some() { "a key is asked for" } else { "no key is asked for" }
+        if settings.server.api_key_file.is_some() {
+            "a key is asked for"
+        } else {
+            "no key is asked for"
+        }
     )?;
     match settings.cluster.memory(spec) {
         Ok(plan) => writeln!(out, "memory\n{plan}")?,

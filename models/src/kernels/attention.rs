@@ -85,7 +85,9 @@ impl AttentionScratch {
     /// Bytes of that room; nothing if that overflows.
     pub fn bytes(rows: usize, heads_per_kv_head: usize, head_dim: usize) -> Option<usize> {
         let width = head_dim.checked_add(padded(head_dim))?.checked_add(2)?;
-        rows.checked_mul(heads_per_kv_head)?.checked_mul(width)?.checked_mul(4)
+        rows.checked_mul(heads_per_kv_head)?
+            .checked_mul(width)?
+            .checked_mul(4)
     }
 }
 
@@ -109,18 +111,35 @@ impl PagedAttention<'_> {
         out: MatrixMut<'_>,
     ) {
         let group = self.heads / self.kv_heads;
-        assert!(self.head_dim.is_multiple_of(2) && self.block_tokens.is_multiple_of(TILE_POSITIONS));
+        assert!(
+            self.head_dim.is_multiple_of(2) && self.block_tokens.is_multiple_of(TILE_POSITIONS)
+        );
         assert!(kv_heads.end <= self.kv_heads && scratch.largest.len() >= span.rows * group);
-        assert_eq!((out.rows(), out.cols()), (span.rows, kv_heads.len() * group * self.head_dim));
+        assert_eq!(
+            (out.rows(), out.cols()),
+            (span.rows, kv_heads.len() * group * self.head_dim)
+        );
         if span.rows == 0 {
             return;
         }
         match (self.keys, self.values) {
             (KvSlice::F32(keys), KvSlice::F32(values)) => isa.run(Attend {
-                of: self, keys, values, span, kv_heads, scratch, out,
+                of: self,
+                keys,
+                values,
+                span,
+                kv_heads,
+                scratch,
+                out,
             }),
             (KvSlice::Bf16(keys), KvSlice::Bf16(values)) => isa.run(Attend {
-                of: self, keys, values, span, kv_heads, scratch, out,
+                of: self,
+                keys,
+                values,
+                span,
+                kv_heads,
+                scratch,
+                out,
             }),
             _ => panic!("keys and values are of one type"),
         }
@@ -167,7 +186,15 @@ impl<E: Element> Kernel for Attend<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attend { of, keys, values, span, kv_heads, scratch, mut out } = self;
+        let Attend {
+            of,
+            keys,
+            values,
+            span,
+            kv_heads,
+            scratch,
+            mut out,
+        } = self;
         let group = of.heads / of.kv_heads;
         let (dim, width) = (of.head_dim, padded(of.head_dim));
         let queries = span.rows * group;
@@ -181,7 +208,8 @@ impl<E: Element> Kernel for Attend<'_, E> {
             for bundle in bundles::<S>(queries) {
                 for (place, query) in bundle.clone().enumerate() {
                     let (row, head) = (query / group, kv_head * group + query % group);
-                    let from = &of.queries[(span.first_row + row) * of.query_stride + head * dim..][..dim];
+                    let from =
+                        &of.queries[(span.first_row + row) * of.query_stride + head * dim..][..dim];
                     let to = &mut scratch.queries[bundle.start * dim..bundle.end * dim];
                     for (d, x) in from.iter().enumerate() {
                         to[d * bundle.len() + place] = x * of.scale;
@@ -209,7 +237,10 @@ impl<E: Element> Kernel for Attend<'_, E> {
                 }
             }
             for query in 0..queries {
-                let (row, head) = (query / group, (kv_head - first_kv_head) * group + query % group);
+                let (row, head) = (
+                    query / group,
+                    (kv_head - first_kv_head) * group + query % group,
+                );
                 let scale = 1.0 / scratch.totals[query];
                 let to = &mut out.row(row)[head * dim..][..dim];
                 for (to, sum) in to.iter_mut().zip(&scratch.sums[query * width..]) {
@@ -288,7 +319,10 @@ impl<E: Element> Strip<'_, E> {
         for step in self.steps.clone() {
             let first = step * STEP_POSITIONS;
             // Queries stand in the order of their positions: the first sees the oldest, the last the newest.
-            let (from, to) = (first.max(seen[0].start), (first + STEP_POSITIONS).min(seen[Q - 1].end));
+            let (from, to) = (
+                first.max(seen[0].start),
+                (first + STEP_POSITIONS).min(seen[Q - 1].end),
+            );
             if from >= to {
                 continue;
             }
@@ -296,7 +330,12 @@ impl<E: Element> Strip<'_, E> {
             let mut weights = [[f32::NEG_INFINITY; STEP_POSITIONS]; Q];
             for tile in tiles.clone() {
                 let place = self.place(tile);
-                let scores = self.scores::<S, Q>(s, &self.keys[place * dim..][..TILE_POSITIONS * dim]);
+                let ahead = self.place(ahead(tile, &seen[Q - 1]));
+                let scores = self.scores::<S, Q>(
+                    s,
+                    &self.keys[place * dim..][..TILE_POSITIONS * dim],
+                    self.keys[ahead * dim..].as_ptr(),
+                );
                 for q in 0..Q {
                     let (lanes, _) = weights[q].as_chunks_mut::<16>();
                     s.store(scores[q], &mut lanes[tile % STEP_TILES]);
@@ -314,7 +353,9 @@ impl<E: Element> Strip<'_, E> {
                 let whole = seen[0].end >= first + TILE_POSITIONS && seen[Q - 1].start <= first;
                 let lanes = tile % STEP_TILES * TILE_POSITIONS;
                 if whole {
-                    self.add_values::<S, Q>(s, values, &weights, lanes);
+                    let ahead = self.place(ahead(tile, &seen[Q - 1]));
+                    let ahead = self.values[ahead * width..].as_ptr();
+                    self.add_values::<S, Q>(s, values, ahead, &weights, lanes);
                 } else {
                     for q in 0..Q {
                         // Only positions it sees: what stands at the others may be anything, even a NaN.
@@ -331,12 +372,19 @@ impl<E: Element> Strip<'_, E> {
     fn place(&self, tile: usize) -> usize {
         let tiles_per_block = self.of.block_tokens / TILE_POSITIONS;
         let block = self.span.blocks[tile / tiles_per_block] as usize;
-        (block * self.of.kv_heads + self.kv_head) * self.of.block_tokens + tile % tiles_per_block * TILE_POSITIONS
+        (block * self.of.kv_heads + self.kv_head) * self.of.block_tokens
+            + tile % tiles_per_block * TILE_POSITIONS
     }
 
     /// Turns scores into weights relative to the largest score so far, which shrinks earlier sums where it grows.
     #[inline(always)]
-    fn weigh<S: Simd>(&mut self, s: S, weights: &mut [f32; STEP_POSITIONS], q: usize, seen: Range<usize>) {
+    fn weigh<S: Simd>(
+        &mut self,
+        s: S,
+        weights: &mut [f32; STEP_POSITIONS],
+        q: usize,
+        seen: Range<usize>,
+    ) {
         weights[..seen.start].fill(f32::NEG_INFINITY);
         weights[seen.end..].fill(f32::NEG_INFINITY);
         let (lanes, _) = weights.as_chunks_mut::<16>();
@@ -374,14 +422,19 @@ impl<E: Element> Strip<'_, E> {
 
     /// Sixteen scores a query, the sums of even and of odd elements apart: two chains.
     #[inline(always)]
-    fn scores<S: Simd, const Q: usize>(&self, s: S, keys: &[E]) -> [S::V; Q] {
+    fn scores<S: Simd, const Q: usize>(&self, s: S, keys: &[E], ahead: *const E) -> [S::V; Q] {
         let (keys, _) = keys.as_chunks::<16>();
         let (keys, _) = keys.as_chunks::<2>();
         let (queries, _) = self.queries.as_chunks::<Q>();
         let (queries, _) = queries.as_chunks::<2>();
         let mut even = [s.splat(0.0); Q];
         let mut odd = [s.splat(0.0); Q];
-        for (key, query) in keys.iter().zip(queries) {
+        for (i, (key, query)) in keys.iter().zip(queries).enumerate() {
+            let line = ahead.wrapping_add(i * 32).cast::<u32>();
+            s.prefetch(line);
+            if size_of::<E>() == 4 {
+                s.prefetch(line.wrapping_add(16));
+            }
             let (k0, k1) = (E::load(s, &key[0]), E::load(s, &key[1]));
             for q in 0..Q {
                 even[q] = s.fma(k0, s.splat(query[0][q]), even[q]);
@@ -399,6 +452,7 @@ impl<E: Element> Strip<'_, E> {
         &mut self,
         s: S,
         values: &[E],
+        ahead: *const E,
         weights: &[[f32; STEP_POSITIONS]; Q],
         lanes: usize,
     ) {
@@ -406,10 +460,10 @@ impl<E: Element> Strip<'_, E> {
         let mut d = 0;
         while d < width {
             if !S::NARROW && d + 32 <= width {
-                self.add_columns::<S, Q, 2>(s, values, weights, lanes, d);
+                self.add_columns::<S, Q, 2>(s, values, ahead, weights, lanes, d);
                 d += 32;
             } else {
-                self.add_columns::<S, Q, 1>(s, values, weights, lanes, d);
+                self.add_columns::<S, Q, 1>(s, values, ahead, weights, lanes, d);
                 d += 16;
             }
         }
@@ -421,6 +475,7 @@ impl<E: Element> Strip<'_, E> {
         &mut self,
         s: S,
         values: &[E],
+        ahead: *const E,
         weights: &[[f32; STEP_POSITIONS]; Q],
         lanes: usize,
         first: usize,
@@ -435,6 +490,11 @@ impl<E: Element> Strip<'_, E> {
         }
         for t in 0..TILE_POSITIONS {
             let (row, _) = values[t * width + first..][..16 * C].as_chunks::<16>();
+            let line = ahead.wrapping_add(t * width + first).cast::<u32>();
+            s.prefetch(line);
+            if C * size_of::<E>() == 8 {
+                s.prefetch(line.wrapping_add(16));
+            }
             let mut value = [s.splat(0.0); C];
             for c in 0..C {
                 value[c] = E::load(s, &row[c]);
@@ -473,6 +533,17 @@ impl<E: Element> Strip<'_, E> {
             }
             s.store(acc, sum);
         }
+    }
+}
+
+/// The tile whose keys and values to ask for while `tile` is worked on: a step ahead, if a query that sees `seen` will come to it.
+#[inline(always)]
+fn ahead(tile: usize, seen: &Range<usize>) -> usize {
+    let ahead = tile + STEP_TILES;
+    if ahead * TILE_POSITIONS < seen.end {
+        ahead
+    } else {
+        tile
     }
 }
 

@@ -29,7 +29,10 @@ impl<'a> MatrixMut<'a> {
     /// # Panics
     /// When `data` is too short for `rows` rows.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(cols <= stride, "rows of {cols} overlap with a stride of {stride}");
+        assert!(
+            cols <= stride,
+            "rows of {cols} overlap with a stride of {stride}"
+        );
         assert!(
             rows == 0 || data.len() >= (rows - 1) * stride + cols,
             "{} elements are too few for [{rows}, {cols}] with a stride of {stride}",
@@ -97,11 +100,25 @@ pub enum Start<'a> {
 ///
 /// # Panics
 /// When shapes or weight types disagree.
-pub fn gemm(x: &PackedRows, w: &PackedMatrix, panels: Range<usize>, out: MatrixMut<'_>, start: Start<'_>) {
-    assert_eq!((x.k(), x.kind()), (w.k(), w.kind()), "rows were packed for other weights");
+pub fn gemm(
+    x: &PackedRows,
+    w: &PackedMatrix,
+    panels: Range<usize>,
+    out: MatrixMut<'_>,
+    start: Start<'_>,
+) {
+    assert_eq!(
+        (x.k(), x.kind()),
+        (w.k(), w.kind()),
+        "rows were packed for other weights"
+    );
     assert!(panels.start <= panels.end && panels.end <= w.panels());
     let columns = w.n().min(panels.end * PANEL_COLUMNS) - w.n().min(panels.start * PANEL_COLUMNS);
-    assert_eq!((out.rows, out.cols), (x.rows(), columns), "the result has another shape");
+    assert_eq!(
+        (out.rows, out.cols),
+        (x.rows(), columns),
+        "the result has another shape"
+    );
     if let Start::Bias(bias) = start {
         assert_eq!(bias.len(), columns, "a bias has one value a column");
     }
@@ -144,17 +161,29 @@ impl Kernel for Gemm<'_> {
 impl Gemm<'_> {
     #[inline(always)]
     fn products<S: Simd, P: Product>(self, s: S) {
-        let Gemm { x, w, panels, out, start } = self;
+        let Gemm {
+            x,
+            w,
+            panels,
+            out,
+            start,
+        } = self;
         let (steps, tiles) = (w.steps(), x.tiles());
         // With one tile nothing is read twice, and a panel is best read through.
-        let block = if tiles == 1 { steps.max(1) } else { BLOCK_STEPS };
+        let block = if tiles == 1 {
+            steps.max(1)
+        } else {
+            BLOCK_STEPS
+        };
         let mut edge = [0.0f32; MOST_ROWS * PANEL_COLUMNS];
         for first_step in (0..steps.max(1)).step_by(block) {
             let count = block.min(steps - first_step);
             let mut panel = panels.start;
             while panel < panels.end {
                 // A single row or two have too few chains to hide the latency of one panel's sums: take two panels.
-                let pair = x.rows() <= 2 && panel + 1 < panels.end && w.columns(panel + 1) == PANEL_COLUMNS;
+                let pair = x.rows() <= 2
+                    && panel + 1 < panels.end
+                    && w.columns(panel + 1) == PANEL_COLUMNS;
                 let columns = w.columns(panel);
                 let column = (panel - panels.start) * PANEL_COLUMNS;
                 let weights = w.panel(panel)[first_step * PANEL_COLUMNS..].as_ptr();
@@ -176,7 +205,9 @@ impl Gemm<'_> {
                             Start::Zero => fresh = true,
                             Start::Present => {}
                             Start::Bias(bias) => {
-                                let last = (column + if pair { 2 * PANEL_COLUMNS } else { columns }).min(bias.len());
+                                let last = (column
+                                    + if pair { 2 * PANEL_COLUMNS } else { columns })
+                                .min(bias.len());
                                 for row in 0..height {
                                     // SAFETY: as for `place`; the bias is as long as a row of `out`.
                                     unsafe {
@@ -205,13 +236,20 @@ impl Gemm<'_> {
                         (weights.wrapping_add(PREFETCH_WORDS), PANEL_COLUMNS)
                     } else {
                         let next = weights.wrapping_add(steps * PANEL_COLUMNS);
-                        (next.wrapping_add(tile * count * PANEL_COLUMNS / tiles), PANEL_COLUMNS.div_ceil(tiles))
+                        (
+                            next.wrapping_add(tile * count * PANEL_COLUMNS / tiles),
+                            PANEL_COLUMNS.div_ceil(tiles),
+                        )
                     };
                     s.call(TileCall::<P> {
                         weights,
                         ahead,
                         ahead_words,
-                        next: if pair { Some(w.panel(panel + 1)[first_step * PANEL_COLUMNS..].as_ptr()) } else { None },
+                        next: if pair {
+                            Some(w.panel(panel + 1)[first_step * PANEL_COLUMNS..].as_ptr())
+                        } else {
+                            None
+                        },
                         values,
                         height,
                         steps: count,
@@ -442,13 +480,22 @@ mod tests {
         };
         let view = matrix(&mut Random::new(seed), n, k, 1.0, element, false);
         let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
-        (PackedMatrix::pack(&mut arena, kind, &[view.clone()]), view.to_f32())
+        (
+            PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view)),
+            view.to_f32(),
+        )
     }
 
     fn product(isa: Isa, w: &PackedMatrix, x: &[f32], m: usize, start: Start<'_>, out: &mut [f32]) {
         let mut rows = PackedRows::new(isa, m, w.k());
         rows.pack(w.kind(), Rows::F32(x), m, w.k());
-        gemm(&rows, w, 0..w.panels(), MatrixMut::new(out, m, w.n(), w.n()), start);
+        gemm(
+            &rows,
+            w,
+            0..w.panels(),
+            MatrixMut::new(out, m, w.n(), w.n()),
+            start,
+        );
     }
 
     proptest! {
@@ -496,9 +543,15 @@ mod tests {
             let n = 75;
             let (w, _) = packed(kind, n, k, 3);
             let mut x = Random::new(4).values(40 * k, 1.0);
-            let bits: Vec<u16> = x.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+            let bits: Vec<u16> = x
+                .iter()
+                .map(|x| half::bf16::from_f32(*x).to_bits())
+                .collect();
             if kind == WeightType::Bf16 {
-                x = bits.iter().map(|x| half::bf16::from_bits(*x).to_f32()).collect();
+                x = bits
+                    .iter()
+                    .map(|x| half::bf16::from_bits(*x).to_f32())
+                    .collect();
             }
             for isa in Isa::available() {
                 let mut alone = vec![0.0; 40 * n];
@@ -515,7 +568,13 @@ mod tests {
                     let mut rows = PackedRows::new(isa, 40, k);
                     rows.pack(kind, Rows::Bf16(&bits), 40, k);
                     let mut out = vec![0.0; 40 * n];
-                    gemm(&rows, &w, 0..w.panels(), MatrixMut::new(&mut out, 40, n, n), Start::Zero);
+                    gemm(
+                        &rows,
+                        &w,
+                        0..w.panels(),
+                        MatrixMut::new(&mut out, 40, n, n),
+                        Start::Zero,
+                    );
                     assert!(out == alone);
                 }
             }

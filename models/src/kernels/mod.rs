@@ -171,8 +171,8 @@ impl Isa {
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             InstructionSet::Portable => kernel.run(portable::Portable),
-            // SAFETY (all three): an `Isa` exists only after `present` found the features.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only after `present` found the features.
             InstructionSet::Avx2Fma => unsafe { avx2::enter(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

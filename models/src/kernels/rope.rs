@@ -193,11 +193,15 @@ mod tests {
         let (rows, heads) = (70, 3);
         for scaling in scalings {
             for head_dim in [2, 6, 32, 80, 128] {
-                let rope = Rope { theta: 1e4, scaling: scaling.clone() };
+                let rope = Rope {
+                    theta: 1e4,
+                    scaling: scaling.clone(),
+                };
                 let x = Random::new(5).values(rows * heads * head_dim, 1.0);
                 let expected = (|| {
                     let (cos, sin) = reference::rope_tables(&rope, head_dim, rows)?;
-                    let x = Tensor::from_slice(&x, (rows, heads, head_dim), &Device::Cpu)?.transpose(0, 1)?;
+                    let x = Tensor::from_slice(&x, (rows, heads, head_dim), &Device::Cpu)?
+                        .transpose(0, 1)?;
                     let turned = reference::rotate(&x.contiguous()?, &cos, &sin)?;
                     turned.transpose(0, 1)?.flatten_all()?.to_vec1::<f32>()
                 })()
@@ -209,7 +213,10 @@ mod tests {
                     let width = heads * head_dim;
                     table.turn_heads(isa, &mut out, width, 0..width, &positions, None);
                     for (a, b) in out.iter().zip(&expected) {
-                        assert!((a - b).abs() < 1e-5, "{isa:?} {scaling:?} {head_dim}: {a} {b}");
+                        assert!(
+                            (a - b).abs() < 1e-5,
+                            "{isa:?} {scaling:?} {head_dim}: {a} {b}"
+                        );
                     }
                 }
             }

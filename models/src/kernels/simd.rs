@@ -126,14 +126,14 @@ pub(crate) trait Simd: Copy {
         let x = self.min(self.splat(88.37), self.max(self.splat(-87.33), x));
         let t = self.fma(x, self.splat(std::f32::consts::LOG2_E), magic);
         let n = self.sub(t, magic);
-        let r = self.fma(n, self.splat(-0.693_359_375), x);
+        let r = self.fma(n, self.splat(-0.693_359_4), x);
         let r = self.fma(n, self.splat(2.121_944_4e-4), r);
         let mut p = self.splat(1.987_569_1e-4);
         p = self.fma(p, r, self.splat(1.398_2e-3));
         p = self.fma(p, r, self.splat(8.333_452e-3));
         p = self.fma(p, r, self.splat(4.166_579_6e-2));
         p = self.fma(p, r, self.splat(1.666_666_5e-1));
-        p = self.fma(p, r, self.splat(5.000_000_1e-1));
+        p = self.fma(p, r, self.splat(0.5));
         let r2 = self.mul(r, r);
         p = self.fma(p, r2, r);
         p = self.add(p, self.splat(1.0));

@@ -25,9 +25,13 @@ impl HttpClient {
     /// For `url`, with or without `/v1` at its end.
     pub(super) fn new(url: &str, api_key: Option<&str>) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        let uri: Uri = base.parse().map_err(|error| Failure::new(format!("--url `{url}` is no URL: {error}")))?;
+        let uri: Uri = base
+            .parse()
+            .map_err(|error| Failure::new(format!("--url `{url}` is no URL: {error}")))?;
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
-            return Err(Failure::new(format!("--url `{url}` must begin with http:// and name a host; TLS is not spoken here")));
+            return Err(Failure::new(format!(
+                "--url `{url}` must begin with http:// and name a host; TLS is not spoken here"
+            )));
         }
         let authorization = api_key
             .map(|key| HeaderValue::try_from(format!("Bearer {key}")))
@@ -36,28 +40,49 @@ impl HttpClient {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Ok(HttpClient { client, base, authorization })
+        Ok(HttpClient {
+            client,
+            base,
+            authorization,
+        })
     }
 
     /// Sends a GET request and reads the whole answer.
     pub(super) async fn get(&self, path: &str) -> Result<serde_json::Value, String> {
         let request = self.request("GET", path, Bytes::new())?;
-        let response = self.client.request(request).await.map_err(|error| deepest(&error))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| deepest(&error))?;
         let body = whole(response).await?;
-        serde_json::from_slice(&body).map_err(|error| format!("the answer to GET {path} is not JSON: {error}"))
+        serde_json::from_slice(&body)
+            .map_err(|error| format!("the answer to GET {path} is not JSON: {error}"))
     }
 
     /// Sends a POST request; the answer's body is still to come. A status other than 200 is an error with the body's text.
     pub(super) async fn post(&self, path: &str, body: Bytes) -> Result<Incoming, String> {
         let request = self.request("POST", path, body)?;
-        let response = self.client.request(request).await.map_err(|error| deepest(&error))?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| deepest(&error))?;
         if response.status() == hyper::StatusCode::OK {
             return Ok(response.into_body());
         }
-        Err(whole(response).await.err().unwrap_or_else(|| "an answer with neither status 200 nor an error".to_owned()))
+        Err(whole(response)
+            .await
+            .err()
+            .unwrap_or_else(|| "an answer with neither status 200 nor an error".to_owned()))
     }
 
-    fn request(&self, method: &str, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
+    fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, String> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -65,14 +90,19 @@ impl HttpClient {
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.body(Full::new(body)).map_err(|error| error.to_string())
+        request
+            .body(Full::new(body))
+            .map_err(|error| error.to_string())
     }
 }
 
 /// The body of an answer with status 200; else an error with the status and the beginning of the body.
 async fn whole(response: Response<Incoming>) -> Result<Bytes, String> {
     let status = response.status();
-    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| error.to_string())?;
     let body = body.to_bytes();
     if status.is_success() {
         return Ok(body);

@@ -69,7 +69,8 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
 
 fn write_json(file: Option<&Path>, report: &impl Serialize) -> Result<(), Failure> {
     let Some(file) = file else { return Ok(()) };
-    let mut text = serde_json::to_string_pretty(report).map_err(|error| Failure::new(error.to_string()))?;
+    let mut text =
+        serde_json::to_string_pretty(report).map_err(|error| Failure::new(error.to_string()))?;
     text.push('\n');
     std::fs::write(file, text).map_err(|error| Failure::file(file, &error))
 }

@@ -67,14 +67,23 @@ struct Speed {
 }
 
 /// Measures every batch size and prints a line for each as it is done.
-pub(super) fn run(config: ConfigFlags<Offline>, args: &BenchArgs) -> Result<OfflineReport, Failure> {
+pub(super) fn run(
+    config: ConfigFlags<Offline>,
+    args: &BenchArgs,
+) -> Result<OfflineReport, Failure> {
     let largest = args.offline.batch.iter().copied().max().unwrap_or(1);
     let tokens = args.input_len.saturating_add(args.output_len);
     // Everything is handed in at once, so everything must be allowed to wait.
-    let config = config.with_default("log.level", "warn").with_default("limits.max_waiting", largest.max(1024));
+    let config = config.with_default("limits.max_waiting", largest.max(1024));
     let raw = config.load()?;
     logging::start(&raw.log);
-    let launch = Launch::prepare(&raw, Demand::Batch { sequences: largest, tokens })?;
+    let launch = Launch::prepare(
+        &raw,
+        Demand::Batch {
+            sequences: largest,
+            tokens,
+        },
+    )?;
     let settings = launch.settings.clone();
     if tokens > settings.cluster.context {
         return Err(Failure::new(format!(
@@ -103,13 +112,22 @@ pub(super) fn run(config: ConfigFlags<Offline>, args: &BenchArgs) -> Result<Offl
         let mut runs = Vec::new();
         for repetition in 0..args.offline.warmup + args.offline.repetitions {
             let seed = args.seed.wrapping_add(u64::from(repetition));
-            let load = Load { batch, input: args.input_len, output: args.output_len, seed };
+            let load = Load {
+                batch,
+                input: args.input_len,
+                output: args.output_len,
+                seed,
+            };
             let observed = runtime.block_on(load.run(&engine.client, engine.spec.vocab))?;
             if repetition >= args.offline.warmup {
                 runs.push(Speed::of(&load, &observed));
             }
         }
-        let result = BatchResult { batch, median: median(&runs), runs };
+        let result = BatchResult {
+            batch,
+            median: median(&runs),
+            runs,
+        };
         result.print().map_err(Failure::output)?;
         report.batches.push(result);
     }
@@ -121,7 +139,11 @@ impl Speed {
     fn of(load: &Load, observed: &Observed) -> Speed {
         let prompts = u64::from(load.batch) * u64::from(load.input);
         let (tokens, time) = observed.decode();
-        let gaps = observed.gaps().into_iter().map(|seconds| seconds * 1e3).collect();
+        let gaps = observed
+            .gaps()
+            .into_iter()
+            .map(|seconds| seconds * 1e3)
+            .collect();
         Speed {
             prefill_tokens_per_s: per_second(prompts as f64, observed.prefill()),
             decode_tokens_per_s: per_second(tokens as f64, time),
@@ -131,7 +153,11 @@ impl Speed {
 }
 
 fn per_second(count: f64, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        count / time.as_secs_f64()
+    }
 }
 
 /// The run in the middle by decode speed; the slower one of two.
@@ -166,7 +192,11 @@ impl OfflineReport {
 
 impl BatchResult {
     fn print(&self) -> std::io::Result<()> {
-        let Speed { prefill_tokens_per_s, decode_tokens_per_s, step_ms } = self.median;
+        let Speed {
+            prefill_tokens_per_s,
+            decode_tokens_per_s,
+            step_ms,
+        } = self.median;
         writeln!(
             std::io::stdout(),
             "{:>6} {prefill_tokens_per_s:>16.1} {decode_tokens_per_s:>16.1} {:>14.2} {:>13.2}",
@@ -184,8 +214,15 @@ mod tests {
     #[test]
     fn speeds_count_prompts_before_and_tokens_after_the_last_first_token() {
         let ms = |list: &[u64]| list.iter().map(|ms| Duration::from_millis(*ms)).collect();
-        let observed = Observed { tokens: vec![ms(&[100, 200, 300]), ms(&[50, 150, 300])] };
-        let load = Load { batch: 2, input: 10, output: 3, seed: 0 };
+        let observed = Observed {
+            tokens: vec![ms(&[100, 200, 300]), ms(&[50, 150, 300])],
+        };
+        let load = Load {
+            batch: 2,
+            input: 10,
+            output: 3,
+            seed: 0,
+        };
         let speed = Speed::of(&load, &observed);
         assert!((speed.prefill_tokens_per_s - 200.0).abs() < 1e-9);
         assert!((speed.decode_tokens_per_s - 20.0).abs() < 1e-9);
@@ -194,8 +231,15 @@ mod tests {
 
     #[test]
     fn the_median_run_is_an_actual_run() {
-        let run = |speed| Speed { prefill_tokens_per_s: 0.0, decode_tokens_per_s: speed, step_ms: Summary::default() };
-        assert_eq!(median(&[run(3.0), run(1.0), run(2.0)]).decode_tokens_per_s, 2.0);
+        let run = |speed| Speed {
+            prefill_tokens_per_s: 0.0,
+            decode_tokens_per_s: speed,
+            step_ms: Summary::default(),
+        };
+        assert_eq!(
+            median(&[run(3.0), run(1.0), run(2.0)]).decode_tokens_per_s,
+            2.0
+        );
         assert_eq!(median(&[run(3.0), run(1.0)]).decode_tokens_per_s, 1.0);
     }
 }

@@ -49,7 +49,12 @@ pub(super) struct OnlineArgs {
     #[arg(long, value_name = "MS", requires = "url")]
     slo_tpot: Option<f64>,
     /// Sent as `Authorization: Bearer`
-    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "OPENAI_API_KEY",
+        hide_env_values = true
+    )]
     api_key: Option<String>,
 }
 
@@ -75,7 +80,9 @@ pub(super) fn run(url: &str, args: &BenchArgs) -> Result<OnlineReport, Failure> 
     let runs = async {
         let model = match &online.request_model {
             Some(model) => model.clone(),
-            None => first_model(&client).await.map_err(|error| Failure::new(format!("{url}: {error}")))?,
+            None => first_model(&client)
+                .await
+                .map_err(|error| Failure::new(format!("{url}: {error}")))?,
         };
         let start = Instant::now();
         let seen = send_all(&client, &model, args).await;
@@ -83,7 +90,14 @@ pub(super) fn run(url: &str, args: &BenchArgs) -> Result<OnlineReport, Failure> 
         // Without early ends, the server's count of tokens must be ours.
         let output = (!online.respect_eos).then_some(args.output_len);
         let slo = (online.slo_ttft, online.slo_tpot);
-        Ok(OnlineReport::new(url, &model, &seen, wall, (args.input_len, output), slo))
+        Ok(OnlineReport::new(
+            url,
+            &model,
+            &seen,
+            wall,
+            (args.input_len, output),
+            slo,
+        ))
     };
     runtime.block_on(runs)
 }
@@ -91,7 +105,8 @@ pub(super) fn run(url: &str, args: &BenchArgs) -> Result<OnlineReport, Failure> 
 async fn first_model(client: &HttpClient) -> Result<String, String> {
     let list = client.get("/v1/models").await?;
     let id = list["data"][0]["id"].as_str();
-    id.map(str::to_owned).ok_or_else(|| "/v1/models lists no model; name one with --request-model".to_owned())
+    id.map(str::to_owned)
+        .ok_or_else(|| "/v1/models lists no model; name one with --request-model".to_owned())
 }
 
 async fn send_all(client: &HttpClient, model: &str, args: &BenchArgs) -> Vec<Seen> {
@@ -115,12 +130,16 @@ async fn send_all(client: &HttpClient, model: &str, args: &BenchArgs) -> Vec<See
             tokio::time::sleep_until(due).await;
         }
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            break;
+        };
         let client = client.clone();
         tasks.spawn(async move {
             let _place = place;
             let one = send(&client, body);
-            tokio::time::timeout(REQUEST_DEADLINE, one).await.unwrap_or_else(|_| Seen::failed("it took more than an hour"))
+            tokio::time::timeout(REQUEST_DEADLINE, one)
+                .await
+                .unwrap_or_else(|_| Seen::failed("it took more than an hour"))
         });
     }
     let mut seen = Vec::new();
@@ -173,7 +192,9 @@ async fn send(client: &HttpClient, body: Bytes) -> Seen {
             Ok(frame) => frame,
             Err(error) => return Seen::failed(&deepest(&error)),
         };
-        let Some(bytes) = frame.data_ref() else { continue };
+        let Some(bytes) = frame.data_ref() else {
+            continue;
+        };
         let now = start.elapsed();
         let parsed = parser.push(bytes, |data| {
             if data == b"[DONE]" {
@@ -182,7 +203,9 @@ async fn send(client: &HttpClient, body: Bytes) -> Seen {
             }
             match serde_json::from_slice::<Chunk>(data) {
                 Ok(chunk) => take(chunk, now, &mut seen),
-                Err(error) => seen.error = Some(format!("an event is no completion chunk: {error}")),
+                Err(error) => {
+                    seen.error = Some(format!("an event is no completion chunk: {error}"))
+                }
             }
         });
         if let Err(error) = parsed {

@@ -17,7 +17,11 @@ pub(super) struct TooLong;
 
 impl SseParser {
     /// Takes a chunk in and hands each event that is complete now to `event`.
-    pub(super) fn push(&mut self, chunk: &[u8], mut event: impl FnMut(&[u8])) -> Result<(), TooLong> {
+    pub(super) fn push(
+        &mut self,
+        chunk: &[u8],
+        mut event: impl FnMut(&[u8]),
+    ) -> Result<(), TooLong> {
         self.buffer.extend_from_slice(chunk);
         let mut begin = 0;
         while let Some(length) = self.buffer[begin..].iter().position(|byte| *byte == b'\n') {
@@ -33,11 +37,16 @@ impl SseParser {
                 if !self.data.is_empty() {
                     self.data.push(b'\n');
                 }
-                self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
+                self.data
+                    .extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
             }
         }
         self.buffer.drain(..begin);
-        if self.buffer.len() + self.data.len() > EVENT_BYTES_MAX { Err(TooLong) } else { Ok(()) }
+        if self.buffer.len() + self.data.len() > EVENT_BYTES_MAX {
+            Err(TooLong)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -51,7 +60,11 @@ mod tests {
         let mut parser = SseParser::default();
         let mut all = Vec::new();
         for chunk in chunks {
-            parser.push(chunk, |data| all.push(String::from_utf8_lossy(data).into_owned())).unwrap();
+            parser
+                .push(chunk, |data| {
+                    all.push(String::from_utf8_lossy(data).into_owned())
+                })
+                .unwrap();
         }
         all
     }

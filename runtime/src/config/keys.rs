@@ -37,7 +37,10 @@ pub const VARIABLE_PREFIX: &str = "VOLLEY_";
 impl Key {
     /// The environment variable that sets it: `server.port` is `VOLLEY_SERVER_PORT`.
     pub fn variable(&self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.path.replace('.', "_").to_uppercase())
+        format!(
+            "{VARIABLE_PREFIX}{}",
+            self.path.replace('.', "_").to_uppercase()
+        )
     }
 
     /// The section it stands in.
@@ -68,14 +71,19 @@ pub fn markdown() -> String {
     let mut text = String::new();
     for section in sections() {
         let _ = writeln!(text, "### `[{section}]`\n");
-        let _ = writeln!(text, "| Key | Values | Default | Flag | Variable | Meaning |");
+        let _ = writeln!(
+            text,
+            "| Key | Values | Default | Flag | Variable | Meaning |"
+        );
         let _ = writeln!(text, "|---|---|---|---|---|---|");
         for key in KEYS.iter().filter(|key| key.section() == section) {
             let default = match key.default {
                 Default::Value(value) => format!("`{value}`"),
                 Default::Unset(meaning) => meaning.to_owned(),
             };
-            let flag = key.flag.map_or_else(|| "—".to_owned(), |flag| format!("`--{flag}`"));
+            let flag = key
+                .flag
+                .map_or_else(|| "—".to_owned(), |flag| format!("`--{flag}`"));
             let _ = writeln!(
                 text,
                 "| `{}` | {} | {default} | {flag} | `{}` | {} |",
@@ -157,35 +165,50 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "cluster.peer_deadline_s",
-        kind: Kind::Seconds { min: 0.1, max: 3600.0 },
+        kind: Kind::Seconds {
+            min: 0.1,
+            max: 3600.0,
+        },
         default: Default::Value("30"),
         flag: None,
         help: "Seconds a worker waits for a peer's frame before it calls the peer lost.",
     },
     Key {
         path: "limits.max_context",
-        kind: Kind::AutoInteger { min: 2, max: 16_777_216 },
+        kind: Kind::AutoInteger {
+            min: 2,
+            max: 16_777_216,
+        },
         default: Default::Value("auto"),
         flag: Some("max-context"),
         help: "Longest sequence, prompt and output together, in tokens. `auto`: what the model allows, but not more than 8192.",
     },
     Key {
         path: "limits.max_batch_tokens",
-        kind: Kind::Integer { min: 1, max: 65_536 },
+        kind: Kind::Integer {
+            min: 1,
+            max: 65_536,
+        },
         default: Default::Value("512"),
         flag: Some("max-batch-tokens"),
         help: "Tokens one attention worker computes at most in a step; the size of slots and scratch.",
     },
     Key {
         path: "limits.prefill_tokens",
-        kind: Kind::AutoInteger { min: 1, max: 65_536 },
+        kind: Kind::AutoInteger {
+            min: 1,
+            max: 65_536,
+        },
         default: Default::Value("auto"),
         flag: None,
         help: "Prompt tokens in one step at most; longer prompts are computed in chunks. `auto`: half of `max_batch_tokens`.",
     },
     Key {
         path: "limits.max_waiting",
-        kind: Kind::Integer { min: 1, max: 1_000_000 },
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+        },
         default: Default::Value("1024"),
         flag: Some("max-waiting"),
         help: "Requests that may wait for a place; more are refused with status 503.",
@@ -206,7 +229,10 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "server.port",
-        kind: Kind::Integer { min: 0, max: 65_535 },
+        kind: Kind::Integer {
+            min: 0,
+            max: 65_535,
+        },
         default: Default::Value("8000"),
         flag: Some("port"),
         help: "Port to listen on; 0 lets the system choose one.",
@@ -227,14 +253,20 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "server.request_timeout_s",
-        kind: Kind::Seconds { min: 0.1, max: 86_400.0 },
+        kind: Kind::Seconds {
+            min: 0.1,
+            max: 86_400.0,
+        },
         default: Default::Value("600"),
         flag: None,
         help: "Seconds a request may take from arrival to its last token.",
     },
     Key {
         path: "server.drain_timeout_s",
-        kind: Kind::Seconds { min: 0.0, max: 86_400.0 },
+        kind: Kind::Seconds {
+            min: 0.0,
+            max: 86_400.0,
+        },
         default: Default::Value("30"),
         flag: None,
         help: "Seconds that running requests are given to finish after SIGTERM or Ctrl-C. A second signal ends the wait.",
@@ -262,7 +294,10 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "trace.spans",
-        kind: Kind::AutoInteger { min: 0, max: 100_000_000 },
+        kind: Kind::AutoInteger {
+            min: 0,
+            max: 100_000_000,
+        },
         default: Default::Value("auto"),
         flag: None,
         help: "Spans of the timeline kept for each worker; older ones are dropped. `auto`: 65536 if `file` is set, else 0.",

@@ -68,19 +68,35 @@ impl Kind {
     /// As [`Kind::parse`].
     pub fn check(self, value: &ValueKind) -> Result<(), String> {
         let accepted = match (self, value) {
-            (Kind::Integer { min, max } | Kind::AutoInteger { min, max }, value) if integer(value).is_some() => {
+            (Kind::Integer { min, max } | Kind::AutoInteger { min, max }, value)
+                if integer(value).is_some() =>
+            {
                 integer(value).is_some_and(|n| (min..=max).contains(&n))
             }
-            (Kind::AutoInteger { .. } | Kind::AutoSize, ValueKind::String(text)) if text == "auto" => true,
-            (Kind::Seconds { min, max }, value) => seconds(value).is_some_and(|s| (min..=max).contains(&s)),
-            (Kind::Size | Kind::AutoSize, ValueKind::String(text)) => text.parse::<ByteSize>().is_ok(),
+            (Kind::AutoInteger { .. } | Kind::AutoSize, ValueKind::String(text))
+                if text == "auto" =>
+            {
+                true
+            }
+            (Kind::Seconds { min, max }, value) => {
+                seconds(value).is_some_and(|s| (min..=max).contains(&s))
+            }
+            (Kind::Size | Kind::AutoSize, ValueKind::String(text)) => {
+                text.parse::<ByteSize>().is_ok()
+            }
             (Kind::Size | Kind::AutoSize, value) => integer(value).is_some_and(|n| n > 0),
             (Kind::Choice(words), ValueKind::String(text)) => words.contains(&text.as_str()),
             (Kind::Text | Kind::Path, ValueKind::String(text)) => !text.trim().is_empty(),
-            (Kind::Filter, ValueKind::String(text)) => !text.is_empty() && EnvFilter::try_new(text).is_ok(),
+            (Kind::Filter, ValueKind::String(text)) => {
+                !text.is_empty() && EnvFilter::try_new(text).is_ok()
+            }
             _ => false,
         };
-        if accepted { Ok(()) } else { Err(self.refusal(&shown(value))) }
+        if accepted {
+            Ok(())
+        } else {
+            Err(self.refusal(&shown(value)))
+        }
     }
 
     fn refusal(self, found: &str) -> String {
@@ -93,7 +109,9 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Kind::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
-            Kind::AutoInteger { min, max } => write!(f, "`auto` or a whole number from {min} to {max}"),
+            Kind::AutoInteger { min, max } => {
+                write!(f, "`auto` or a whole number from {min} to {max}")
+            }
             Kind::Seconds { min, max } => write!(f, "a number of seconds from {min} to {max}"),
             Kind::Size => write!(f, "bytes, or a text such as `512MiB` or `8GiB`"),
             Kind::AutoSize => write!(f, "`auto`, bytes, or a text such as `512MiB` or `8GiB`"),
@@ -103,7 +121,10 @@ impl fmt::Display for Kind {
             }
             Kind::Text => write!(f, "a text"),
             Kind::Path => write!(f, "a path"),
-            Kind::Filter => write!(f, "`error`, `warn`, `info`, `debug`, `trace`, `off`, or directives"),
+            Kind::Filter => write!(
+                f,
+                "`error`, `warn`, `info`, `debug`, `trace`, `off`, or directives"
+            ),
         }
     }
 }
@@ -143,20 +164,36 @@ mod tests {
     fn ranges_include_their_ends_and_nothing_beyond() {
         let kind = Kind::Integer { min: 1, max: 8 };
         for (value, accepted) in [(0, false), (1, true), (8, true), (9, false), (-1, false)] {
-            assert_eq!(kind.check(&ValueKind::I64(value)).is_ok(), accepted, "{value}");
+            assert_eq!(
+                kind.check(&ValueKind::I64(value)).is_ok(),
+                accepted,
+                "{value}"
+            );
         }
-        let seconds = Kind::Seconds { min: 0.0, max: 10.0 };
+        let seconds = Kind::Seconds {
+            min: 0.0,
+            max: 10.0,
+        };
         assert!(seconds.check(&ValueKind::Float(f64::NAN)).is_err());
         assert!(seconds.check(&ValueKind::I64(10)).is_ok());
     }
 
     #[test]
     fn a_number_in_quotes_is_refused_in_a_file_but_read_from_a_variable() {
-        let kind = Kind::Integer { min: 0, max: 65_535 };
+        let kind = Kind::Integer {
+            min: 0,
+            max: 65_535,
+        };
         let refusal = kind.check(&ValueKind::String("80".into())).unwrap_err();
-        assert_eq!(refusal, "is \"80\"; it must be a whole number from 0 to 65535");
+        assert_eq!(
+            refusal,
+            "is \"80\"; it must be a whole number from 0 to 65535"
+        );
         assert_eq!(kind.parse("80"), Ok(ValueKind::I64(80)));
-        assert_eq!(kind.parse("8o").unwrap_err(), "is `8o`; it must be a whole number from 0 to 65535");
+        assert_eq!(
+            kind.parse("8o").unwrap_err(),
+            "is `8o`; it must be a whole number from 0 to 65535"
+        );
     }
 
     #[test]

@@ -37,7 +37,11 @@ pub struct ConfigError {
 impl Problem {
     /// A problem that follows from the whole rather than from one place.
     pub fn derived(key: &str, message: impl Into<String>) -> Self {
-        Problem { place: Place::Derived, key: key.to_owned(), message: message.into() }
+        Problem {
+            place: Place::Derived,
+            key: key.to_owned(),
+            message: message.into(),
+        }
     }
 }
 
@@ -61,8 +65,13 @@ impl fmt::Display for ConfigError {
         match self.problems.as_slice() {
             [one] => write!(f, "the configuration was refused: {one}"),
             many => {
-                write!(f, "the configuration was refused for {} reasons:", many.len())?;
-                many.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+                write!(
+                    f,
+                    "the configuration was refused for {} reasons:",
+                    many.len()
+                )?;
+                many.iter()
+                    .try_for_each(|problem| write!(f, "\n  - {problem}"))
             }
         }
     }

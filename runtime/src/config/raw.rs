@@ -135,8 +135,12 @@ pub struct FlagValues {
 impl FlagValues {
     /// Takes over a flag that was given; `key` is the path of a key in the table.
     pub fn set(&mut self, key: &'static str, value: Option<impl ToString>) {
-        debug_assert!(keys::find(key).is_some_and(|key| key.flag.is_some()), "no key with a flag: {key}");
-        self.given.extend(value.map(|value| (key, value.to_string())));
+        debug_assert!(
+            keys::find(key).is_some_and(|key| key.flag.is_some()),
+            "no key with a flag: {key}"
+        );
+        self.given
+            .extend(value.map(|value| (key, value.to_string())));
     }
 
     /// Lays a command's own default over the table's, under everything that was typed.
@@ -156,7 +160,8 @@ impl Raw {
         flags: &FlagValues,
     ) -> Result<Raw, ConfigError> {
         let mut problems = Vec::new();
-        let mut layers = Config::builder().add_source(Layer(read_flags(&flags.defaults, &mut problems)));
+        let mut layers =
+            Config::builder().add_source(Layer(read_flags(&flags.defaults, &mut problems)));
         if let Some(path) = file {
             let values = read_file(path, &mut problems);
             layers = layers.add_source(Layer(values));
@@ -182,12 +187,15 @@ impl Raw {
 
 /// The process's own environment, without variables that are no text.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// What the layers' checks did not foresee; it can only come from a key whose table entry contradicts its field.
 fn internal(error: config::ConfigError) -> ConfigError {
-    ConfigError { problems: vec![Problem::derived("", error.to_string())] }
+    ConfigError {
+        problems: vec![Problem::derived("", error.to_string())],
+    }
 }
 
 /// A layer's values, by key path, as a source of the `config` crate.
@@ -204,17 +212,27 @@ impl Source for Layer {
         for (path, value) in &self.0 {
             if let Some((section, name)) = path.split_once('.') {
                 let value = Value::new(None, value.clone());
-                sections.entry(section.to_owned()).or_default().insert(name.to_owned(), value);
+                sections
+                    .entry(section.to_owned())
+                    .or_default()
+                    .insert(name.to_owned(), value);
             }
         }
-        Ok(sections.into_iter().map(|(name, table)| (name, Value::new(None, ValueKind::Table(table)))).collect())
+        Ok(sections
+            .into_iter()
+            .map(|(name, table)| (name, Value::new(None, ValueKind::Table(table))))
+            .collect())
     }
 }
 
 /// Values of a file, with its unknown keys and wrong values among the problems.
 fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Vec<(&'static str, ValueKind)> {
     let mut refuse = |key: &str, message: String| {
-        problems.push(Problem { place: Place::File(path.to_owned()), key: key.to_owned(), message });
+        problems.push(Problem {
+            place: Place::File(path.to_owned()),
+            key: key.to_owned(),
+            message,
+        });
     };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -234,18 +252,25 @@ fn read_file(path: &Path, problems: &mut Vec<Problem>) -> Vec<(&'static str, Val
     for (section, table) in in_order(sections) {
         let ValueKind::Table(table) = table.kind else {
             match suggest::key(&section) {
-                Some(key) => refuse(&section, format!("is not a key of its own; did you mean `{key}`?")),
+                Some(key) => refuse(
+                    &section,
+                    format!("is not a key of its own; did you mean `{key}`?"),
+                ),
                 None => refuse(&section, unknown("section", suggest::section(&section))),
             }
             continue;
         };
         if !keys::sections().contains(&section.as_str()) {
-            let suggestion = suggest::section(&section).map(|name| format!("did you mean `[{name}]`?"));
+            let suggestion =
+                suggest::section(&section).map(|name| format!("did you mean `[{name}]`?"));
             let sections = keys::sections().join("], [");
-            refuse(&section, match suggestion {
-                Some(suggestion) => format!("is no known section; {suggestion}"),
-                None => format!("is no known section; there are [{sections}]"),
-            });
+            refuse(
+                &section,
+                match suggestion {
+                    Some(suggestion) => format!("is no known section; {suggestion}"),
+                    None => format!("is no known section; there are [{sections}]"),
+                },
+            );
             continue;
         }
         for (name, value) in in_order(table) {
@@ -271,12 +296,18 @@ fn read_variables(
     let mut variables: Vec<_> = variables.into_iter().collect();
     variables.sort();
     for (variable, text) in variables {
-        let Some(name) = variable.strip_prefix(VARIABLE_PREFIX) else { continue };
+        let Some(name) = variable.strip_prefix(VARIABLE_PREFIX) else {
+            continue;
+        };
         if text.is_empty() || is_service_link(&variable, &text) {
             continue;
         }
         let mut refuse = |key: &str, message| {
-            problems.push(Problem { place: Place::Variable(variable.clone()), key: key.to_owned(), message });
+            problems.push(Problem {
+                place: Place::Variable(variable.clone()),
+                key: key.to_owned(),
+                message,
+            });
         };
         match KEYS.iter().find(|key| key.variable() == variable) {
             Some(key) => match key.kind.parse(&text) {
@@ -286,10 +317,14 @@ fn read_variables(
             // Other variables are other programs' business, but not those that begin like ours.
             None => {
                 let lower = name.to_lowercase();
-                let section = keys::sections().into_iter().find(|section| lower.starts_with(&format!("{section}_")));
+                let section = keys::sections()
+                    .into_iter()
+                    .find(|section| lower.starts_with(&format!("{section}_")));
                 if let Some(section) = section {
                     let typed = format!("{section}.{}", &lower[section.len() + 1..]);
-                    let meant = suggest::key(&typed).and_then(keys::find).map(keys::Key::variable);
+                    let meant = suggest::key(&typed)
+                        .and_then(keys::find)
+                        .map(keys::Key::variable);
                     refuse("", unknown("variable of Volley", meant.as_deref()));
                 }
             }
@@ -301,20 +336,33 @@ fn read_variables(
 /// Kubernetes gives every container variables for each service (`VOLLEY_SERVER_PORT=tcp://10.0.0.7:8000` for one called
 /// `volley-server`), which would otherwise be taken for configuration.
 fn is_service_link(variable: &str, text: &str) -> bool {
-    let address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme));
-    let part = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| variable.contains(protocol));
+    let address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme));
+    let part = ["_TCP", "_UDP", "_SCTP"]
+        .iter()
+        .any(|protocol| variable.contains(protocol));
     address || part || variable.contains("_SERVICE_HOST") || variable.contains("_SERVICE_PORT")
 }
 
-fn read_flags(flags: &[(&'static str, String)], problems: &mut Vec<Problem>) -> Vec<(&'static str, ValueKind)> {
+fn read_flags(
+    flags: &[(&'static str, String)],
+    problems: &mut Vec<Problem>,
+) -> Vec<(&'static str, ValueKind)> {
     let mut values = Vec::new();
     for (path, text) in flags {
-        let Some(key) = keys::find(path) else { continue };
+        let Some(key) = keys::find(path) else {
+            continue;
+        };
         match key.kind.parse(text) {
             Ok(value) => values.push((key.path, value)),
             Err(message) => {
                 let place = key.flag.map_or(Place::Derived, Place::Flag);
-                problems.push(Problem { place, key: key.path.to_owned(), message });
+                problems.push(Problem {
+                    place,
+                    key: key.path.to_owned(),
+                    message,
+                });
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The second stage: what a configuration means for one model on one machine. No `auto` is left.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use toml::{Table, Value};
+use toml::Value;
 use volley_actors::ClusterConfig;
 use volley_models::{ComputeType, LoadFormat, ModelSpec};
 
@@ -134,7 +135,10 @@ impl Settings {
         if usize::from(cluster.expert_workers) > spec.experts {
             problems.push(Problem::derived(
                 "cluster.expert_workers",
-                format!("is {}, but the model has {} experts; each worker needs one", cluster.expert_workers, spec.experts),
+                format!(
+                    "is {}, but the model has {} experts; each worker needs one",
+                    cluster.expert_workers, spec.experts
+                ),
             ));
         }
         let context = context(raw, spec, &mut problems);
@@ -162,7 +166,11 @@ impl Settings {
         Ok(Settings {
             model: ModelSettings {
                 path: raw.model.path.clone(),
-                name: raw.model.name.clone().unwrap_or_else(|| model_name.to_owned()),
+                name: raw
+                    .model
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| model_name.to_owned()),
                 load_format: raw.load_format(),
             },
             cluster: ClusterConfig {
@@ -188,29 +196,38 @@ impl Settings {
                 drain_timeout: Duration::from_secs_f64(server.drain_timeout_s),
             },
             log: raw.log.clone(),
-            trace: TraceSettings { file: raw.trace.file.clone() },
+            trace: TraceSettings {
+                file: raw.trace.file.clone(),
+            },
         })
     }
 
     /// The resolved configuration as a `volley.toml` that means the same. `spec` is the model's.
     pub fn to_toml(&self, spec: &ModelSpec) -> String {
-        let mut document = Table::new();
-        for key in keys::KEYS {
-            if let (Some(value), Some((section, name))) = (self.value(key.path, spec), key.path.split_once('.')) {
-                let table = document.entry(section).or_insert_with(|| Value::Table(Table::new()));
-                if let Value::Table(table) = table {
-                    table.insert(name.to_owned(), value);
+        let mut document = String::new();
+        for section in keys::sections() {
+            let _ = writeln!(
+                document,
+                "{}[{section}]",
+                if document.is_empty() { "" } else { "\n" }
+            );
+            for key in keys::KEYS.iter().filter(|key| key.section() == section) {
+                if let Some(value) = self.value(key.path, spec) {
+                    let _ = writeln!(document, "{} = {value}", key.name());
                 }
             }
         }
-        document.to_string()
+        document
     }
 
     /// The value of a key of the table; `None` where nothing is set.
     fn value(&self, path: &str, spec: &ModelSpec) -> Option<Value> {
         let integer = |n: u64| Some(Value::Integer(n as i64));
         let text = |text: &str| Some(Value::String(text.to_owned()));
-        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| Value::String(path.display().to_string()));
+        let file = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|path| Value::String(path.display().to_string()))
+        };
         let seconds = |time: Duration| Some(Value::Float(time.as_secs_f64()));
         let cluster = &self.cluster;
         match path {
@@ -257,7 +274,8 @@ fn context(raw: &Raw, spec: &ModelSpec, problems: &mut Vec<Problem>) -> u32 {
     match raw.limits.max_context {
         Auto::Auto => model_max.min(CONTEXT_AUTO_MAX),
         Auto::Value(context) if context > model_max => {
-            let message = format!("is {context}, but the model was made for {model_max} tokens at most");
+            let message =
+                format!("is {context}, but the model was made for {model_max} tokens at most");
             problems.push(Problem::derived("limits.max_context", message));
             model_max
         }
@@ -302,7 +320,9 @@ fn kv_blocks(
         let source = match (raw.limits.kv_cache_memory, available) {
             (Auto::Auto, Some(available)) => {
                 let available = ByteSize(available);
-                format!("`auto` (a quarter of the {available} available, over {workers} attention workers)")
+                format!(
+                    "`auto` (a quarter of the {available} available, over {workers} attention workers)"
+                )
             }
             (Auto::Auto, None) => "`auto`".to_owned(),
             (Auto::Value(size), _) => size.to_string(),

@@ -33,33 +33,55 @@ impl FromStr for ByteSize {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, SizeError> {
-        let error = || SizeError { text: text.to_owned() };
+        let error = || SizeError {
+            text: text.to_owned(),
+        };
         // The empty unit matches every text, so there is always one.
-        let (number, unit) =
-            UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?.trim(), *unit))).ok_or_else(error)?;
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?.trim(), *unit)))
+            .ok_or_else(error)?;
         if !number.starts_with(|c: char| c.is_ascii_digit()) {
             return Err(error());
         }
         if let Ok(whole) = number.parse::<u64>() {
-            return whole.checked_mul(unit).filter(|bytes| *bytes > 0).map(ByteSize).ok_or_else(error);
+            return whole
+                .checked_mul(unit)
+                .filter(|bytes| *bytes > 0)
+                .map(ByteSize)
+                .ok_or_else(error);
         }
         let bytes = number.parse::<f64>().map_err(|_| error())? * unit as f64;
-        if (1.0..2f64.powi(63)).contains(&bytes) { Ok(ByteSize(bytes as u64)) } else { Err(error()) }
+        if (1.0..2f64.powi(63)).contains(&bytes) {
+            Ok(ByteSize(bytes as u64))
+        } else {
+            Err(error())
+        }
     }
 }
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, unit) =
-            UNITS[..4].iter().rev().find(|(_, unit)| self.0 >= *unit).copied().unwrap_or(("B", 1));
+        let (name, unit) = UNITS[..4]
+            .iter()
+            .rev()
+            .find(|(_, unit)| self.0 >= *unit)
+            .copied()
+            .unwrap_or(("B", 1));
         let value = self.0 as f64 / unit as f64;
-        if self.0.is_multiple_of(unit) { write!(f, "{}{name}", self.0 / unit) } else { write!(f, "{value:.2}{name}") }
+        if self.0.is_multiple_of(unit) {
+            write!(f, "{} {name}", self.0 / unit)
+        } else {
+            write!(f, "{value:.2} {name}")
+        }
     }
 }
 
 /// A text that is no amount of memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an amount of memory; write bytes, or a number with a unit such as 512MiB or 8GiB")]
+#[error(
+    "`{text}` is not an amount of memory; write bytes, or a number with a unit such as 512MiB or 8GiB"
+)]
 pub struct SizeError {
     text: String,
 }
@@ -111,7 +133,18 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
-        for text in ["", "auto", "-1GiB", "GiB", "0", "1XB", "1e999GiB", "99999999999TiB", "nan", "inf"] {
+        for text in [
+            "",
+            "auto",
+            "-1GiB",
+            "GiB",
+            "0",
+            "1XB",
+            "1e999GiB",
+            "99999999999TiB",
+            "nan",
+            "inf",
+        ] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }

@@ -6,12 +6,17 @@ use super::keys::{self, KEYS};
 pub(super) fn key(path: &str) -> Option<&'static str> {
     // The right name in the wrong section is a slip of the section, however different the sections are.
     let name = path.rsplit('.').next().unwrap_or(path);
-    let misplaced = KEYS.iter().find(|key| key.name() == name).map(|key| key.path);
+    let misplaced = KEYS
+        .iter()
+        .find(|key| key.name() == name)
+        .map(|key| key.path);
     misplaced
         .or_else(|| nearest(path, KEYS.iter().map(|key| key.path)))
         .or_else(|| {
             let nearest_name = nearest(name, KEYS.iter().map(|key| key.name()))?;
-            KEYS.iter().find(|key| key.name() == nearest_name).map(|key| key.path)
+            KEYS.iter()
+                .find(|key| key.name() == nearest_name)
+                .map(|key| key.path)
         })
 }
 
@@ -40,7 +45,10 @@ mod tests {
         for (typed, meant) in [
             ("server.prot", Some("server.port")),
             ("server.api-key-file", Some("server.api_key_file")),
-            ("cluster.attention_worker", Some("cluster.attention_workers")),
+            (
+                "cluster.attention_worker",
+                Some("cluster.attention_workers"),
+            ),
             ("cluster.max_waiting", Some("limits.max_waiting")),
             ("port", Some("server.port")),
             ("Server.Port", Some("server.port")),

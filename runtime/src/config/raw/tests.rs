@@ -2,10 +2,16 @@ use std::io::Write;
 
 use super::*;
 
-fn load(file: &str, variables: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Raw, ConfigError> {
+fn load(
+    file: &str,
+    variables: &[(&str, &str)],
+    flags: &[(&'static str, &str)],
+) -> Result<Raw, ConfigError> {
     let mut written = tempfile::NamedTempFile::new().unwrap();
     written.write_all(file.as_bytes()).unwrap();
-    let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()));
     let mut given = FlagValues::default();
     for (key, value) in flags {
         given.set(key, Some(value));
@@ -19,7 +25,11 @@ fn problems(result: Result<Raw, ConfigError>) -> Vec<String> {
     problems
         .into_iter()
         .map(|problem| match problem.place {
-            Place::File(_) => Problem { place: Place::Derived, ..problem }.to_string(),
+            Place::File(_) => Problem {
+                place: Place::Derived,
+                ..problem
+            }
+            .to_string(),
             _ => problem.to_string(),
         })
         .collect()
@@ -42,7 +52,11 @@ fn every_default_in_the_table_is_accepted_by_its_own_key() {
 #[test]
 fn flags_lie_over_variables_over_the_file_over_defaults() {
     let file = "[server]\nport = 1\nhost = \"a\"\n[cluster]\nmicro_batches = 3\n[limits]\nmax_waiting = 7\n";
-    let variables = [("VOLLEY_SERVER_PORT", "2"), ("VOLLEY_CLUSTER_MICRO_BATCHES", "4"), ("PATH", "/bin")];
+    let variables = [
+        ("VOLLEY_SERVER_PORT", "2"),
+        ("VOLLEY_CLUSTER_MICRO_BATCHES", "4"),
+        ("PATH", "/bin"),
+    ];
     let raw = load(file, &variables, &[("server.port", "3")]).unwrap();
     assert_eq!(raw.server.port, 3);
     assert_eq!(raw.cluster.micro_batches, 4);
@@ -82,20 +96,37 @@ fn all_problems_of_all_layers_are_reported_at_once() {
 
 #[test]
 fn a_key_without_its_section_is_led_home() {
-    assert_eq!(problems(load("port = 80", &[], &[])), ["`port` is not a key of its own; did you mean `server.port`?"]);
+    assert_eq!(
+        problems(load("port = 80", &[], &[])),
+        ["`port` is not a key of its own; did you mean `server.port`?"]
+    );
 }
 
 #[test]
 fn a_file_that_is_no_toml_is_refused_with_the_line() {
     let problems = problems(load("[server]\nport = \n", &[], &[]));
     assert_eq!(problems.len(), 1);
-    assert!(problems[0].starts_with("is not TOML: ") && problems[0].contains("line 2"), "{}", problems[0]);
+    assert!(
+        problems[0].starts_with("is not TOML: ") && problems[0].contains("line 2"),
+        "{}",
+        problems[0]
+    );
 }
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let error = Raw::load(Some(Path::new("/nowhere/volley.toml")), [], &FlagValues::default()).unwrap_err();
-    assert!(error.to_string().contains("/nowhere/volley.toml: cannot be read"), "{error}");
+    let error = Raw::load(
+        Some(Path::new("/nowhere/volley.toml")),
+        [],
+        &FlagValues::default(),
+    )
+    .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("/nowhere/volley.toml: cannot be read"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -112,7 +143,12 @@ fn variables_of_kubernetes_services_are_not_configuration() {
 
 #[test]
 fn sizes_may_be_numbers_or_texts() {
-    let raw = load("[limits]\nkv_cache_memory = 1048576\n[server]\nmax_body = \"1MiB\"", &[], &[]).unwrap();
+    let raw = load(
+        "[limits]\nkv_cache_memory = 1048576\n[server]\nmax_body = \"1MiB\"",
+        &[],
+        &[],
+    )
+    .unwrap();
     assert_eq!(raw.limits.kv_cache_memory, Auto::Value(ByteSize(1 << 20)));
     assert_eq!(raw.server.max_body, ByteSize(1 << 20));
 }

@@ -1,4 +1,6 @@
-use volley_models::{Activation, Architecture, FfnKind, LayerSpec, Norm, Rope, RopeScaling, SpecialTokens};
+use volley_models::{
+    Activation, Architecture, FfnKind, LayerSpec, Norm, Rope, RopeScaling, SpecialTokens,
+};
 
 use super::super::FlagValues;
 use super::*;
@@ -17,9 +19,17 @@ fn spec() -> ModelSpec {
         top_k: 2,
         expert_hidden: 16,
         normalize_top_k: true,
-        layers: vec![LayerSpec { ffn: FfnKind::Experts }; 2],
+        layers: vec![
+            LayerSpec {
+                ffn: FfnKind::Experts
+            };
+            2
+        ],
         norm: Norm::Rms { eps: 1e-5 },
-        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+        rope: Rope {
+            theta: 10_000.0,
+            scaling: RopeScaling::None,
+        },
         qk_norm: false,
         clip_qkv: None,
         attention_bias: false,
@@ -39,7 +49,11 @@ fn raw(flags: &[(&'static str, &str)]) -> Raw {
     Raw::load(None, [], &values).unwrap()
 }
 
-fn resolve(flags: &[(&'static str, &str)], available: u64, demand: Demand) -> Result<Settings, ConfigError> {
+fn resolve(
+    flags: &[(&'static str, &str)],
+    available: u64,
+    demand: Demand,
+) -> Result<Settings, ConfigError> {
     Settings::resolve(&raw(flags), &spec(), "tiny", Some(available), demand)
 }
 
@@ -61,7 +75,12 @@ fn defaults_follow_from_the_model() {
 fn a_long_context_is_capped_unless_asked_for() {
     let mut spec = spec();
     spec.max_positions = 131_072;
-    let resolve = |raw| Settings::resolve(&raw, &spec, "", Some(PLENTY), Demand::Serving).unwrap().cluster.context;
+    let resolve = |raw| {
+        Settings::resolve(&raw, &spec, "", Some(PLENTY), Demand::Serving)
+            .unwrap()
+            .cluster
+            .context
+    };
     assert_eq!(resolve(raw(&[])), CONTEXT_AUTO_MAX);
     assert_eq!(resolve(raw(&[("limits.max_context", "100000")])), 100_000);
 }
@@ -69,35 +88,64 @@ fn a_long_context_is_capped_unless_asked_for() {
 #[test]
 fn an_automatic_cache_takes_a_quarter_of_memory_at_most_over_all_workers() {
     let available = 4 * 2 * 100 * 4096;
-    let settings = resolve(&[("cluster.attention_workers", "2")], available, Demand::Serving).unwrap();
+    let settings = resolve(
+        &[("cluster.attention_workers", "2")],
+        available,
+        Demand::Serving,
+    )
+    .unwrap();
     assert_eq!(settings.cluster.kv_blocks, 100);
 }
 
 #[test]
 fn an_offline_load_gets_what_it_needs() {
-    let demand = Demand::Batch { sequences: 128, tokens: 100 };
+    let demand = Demand::Batch {
+        sequences: 128,
+        tokens: 100,
+    };
     let settings = resolve(&[("cluster.attention_workers", "2")], PLENTY, demand).unwrap();
     assert_eq!(settings.cluster.kv_blocks, 64 * 7);
-    let one = Demand::Batch { sequences: 1, tokens: 10 };
+    let one = Demand::Batch {
+        sequences: 1,
+        tokens: 10,
+    };
     assert_eq!(resolve(&[], PLENTY, one).unwrap().cluster.kv_blocks, 63);
 }
 
 #[test]
 fn a_cache_too_small_for_one_sequence_is_refused_with_the_arithmetic() {
-    let error = resolve(&[("limits.kv_cache_memory", "64KiB")], PLENTY, Demand::Serving).unwrap_err();
+    let error = resolve(
+        &[("limits.kv_cache_memory", "64KiB")],
+        PLENTY,
+        Demand::Serving,
+    )
+    .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the configuration was refused: `limits.kv_cache_memory` is 64KiB, which holds 16 blocks of 4KiB; one sequence of 1000 tokens \
-         needs 63 (252KiB). Lower `limits.max_context` or give more memory"
+        "the configuration was refused: `limits.kv_cache_memory` is 64 KiB, which holds 16 blocks of 4 KiB; one sequence of 1000 tokens \
+         needs 63 (252 KiB). Lower `limits.max_context` or give more memory"
     );
-    assert!(resolve(&[], 4096, Demand::Serving).unwrap_err().to_string().contains("a quarter of the 4KiB available"));
+    assert!(
+        resolve(&[], 4096, Demand::Serving)
+            .unwrap_err()
+            .to_string()
+            .contains("a quarter of the 4 KiB available")
+    );
 }
 
 #[test]
 fn contradictions_with_the_model_come_together() {
-    let flags = [("cluster.expert_workers", "5"), ("limits.max_context", "1001")];
-    let problems = resolve(&flags, PLENTY, Demand::Serving).unwrap_err().problems;
-    let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    let flags = [
+        ("cluster.expert_workers", "5"),
+        ("limits.max_context", "1001"),
+    ];
+    let problems = resolve(&flags, PLENTY, Demand::Serving)
+        .unwrap_err()
+        .problems;
+    let keys: Vec<_> = problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
     assert_eq!(keys, ["cluster.expert_workers", "limits.max_context"]);
 }
 
@@ -120,7 +168,11 @@ fn the_printed_configuration_means_the_same() {
     assert_eq!(again, settings);
     // Nothing is left out: every key that is set has a value.
     for key in keys::KEYS {
-        assert!(settings.value(key.path, &spec()).is_some(), "{} is not printed", key.path);
+        assert!(
+            settings.value(key.path, &spec()).is_some(),
+            "{} is not printed",
+            key.path
+        );
     }
 }
 
