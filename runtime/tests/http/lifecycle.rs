@@ -13,8 +13,14 @@ const PATH: &str = "/v1/completions";
 
 /// A request that would go on for long.
 fn long(stream: bool) -> Vec<u8> {
-    let body = json!({"prompt": "a", "max_tokens": 4000, "ignore_eos": true, "stream": stream}).to_string();
-    request("POST", PATH, &[("content-type", "application/json")], body.as_bytes())
+    let body = json!({"prompt": "a", "max_tokens": 4000, "ignore_eos": true, "stream": stream})
+        .to_string();
+    request(
+        "POST",
+        PATH,
+        &[("content-type", "application/json")],
+        body.as_bytes(),
+    )
 }
 
 /// Reads up to the first chunk of a stream.
@@ -23,13 +29,19 @@ fn read_first_chunk(stream: TcpStream) -> BufReader<TcpStream> {
     let mut line = String::new();
     while !line.starts_with("data: ") {
         line.clear();
-        assert_ne!(reader.read_line(&mut line).unwrap(), 0, "the stream ended before its first chunk");
+        assert_ne!(
+            reader.read_line(&mut line).unwrap(),
+            0,
+            "the stream ended before its first chunk"
+        );
     }
     reader
 }
 
 fn generated(server: &Server) -> u64 {
-    server.get("/admin/state").json()["generated_tokens"].as_u64().unwrap()
+    server.get("/admin/state").json()["generated_tokens"]
+        .as_u64()
+        .unwrap()
 }
 
 #[test]
@@ -74,7 +86,10 @@ fn a_full_queue_turns_requests_away_and_says_when_to_come_back() {
 
 #[test]
 fn a_request_that_takes_too_long_is_ended() {
-    let options = HttpOptions { request_timeout: Duration::from_millis(50), ..HttpOptions::default() };
+    let options = HttpOptions {
+        request_timeout: Duration::from_millis(50),
+        ..HttpOptions::default()
+    };
     let server = Server::with(shared_engine(), options);
     let response = read_response(server.send(&long(false)));
     assert_eq!(response.status, 504, "{}", response.text());
@@ -83,8 +98,13 @@ fn a_request_that_takes_too_long_is_ended() {
     let response = read_response(server.send(&long(true)));
     assert_eq!(response.status, 200);
     let text = response.text();
-    let data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
-    let [.., error, "[DONE]"] = data.as_slice() else { panic!("{text}") };
+    let data: Vec<&str> = text
+        .split("\n\n")
+        .filter_map(|event| event.strip_prefix("data: "))
+        .collect();
+    let [.., error, "[DONE]"] = data.as_slice() else {
+        panic!("{text}")
+    };
     let error: Value = serde_json::from_str(error).unwrap();
     assert_eq!(error["error"]["code"], "request_timeout");
 }
@@ -92,25 +112,47 @@ fn a_request_that_takes_too_long_is_ended() {
 #[test]
 fn a_draining_server_finishes_what_it_began() {
     let mut server = Server::with(engine(|_| {}), HttpOptions::default());
-    let body = json!({"prompt": "a", "max_tokens": 300, "ignore_eos": true, "stream": true}).to_string();
-    let stream = server.send(&request("POST", PATH, &[("content-type", "application/json")], body.as_bytes()));
+    let body =
+        json!({"prompt": "a", "max_tokens": 300, "ignore_eos": true, "stream": true}).to_string();
+    let stream = server.send(&request(
+        "POST",
+        PATH,
+        &[("content-type", "application/json")],
+        body.as_bytes(),
+    ));
     let mut stream = read_first_chunk(stream);
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(server.engine.client.drain());
     let refused = server.post(PATH, &json!({"prompt": "a"}));
     assert_eq!(refused.status, 503);
-    assert!(refused.json()["error"]["message"].as_str().unwrap().contains("draining"));
-    wait_until("the server is not ready", || server.get("/readyz").status == 503);
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("draining")
+    );
+    wait_until("the server is not ready", || {
+        server.get("/readyz").status == 503
+    });
     assert_eq!(server.get("/livez").status, 200);
 
     server.stop();
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    assert!(
+        rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"),
+        "{rest}"
+    );
     drop(stream);
     server.join();
-    assert!(TcpStream::connect(server.address).is_err(), "a server that has stopped takes no connections");
+    assert!(
+        TcpStream::connect(server.address).is_err(),
+        "a server that has stopped takes no connections"
+    );
 }
 
 #[test]
@@ -120,7 +162,10 @@ fn a_cluster_that_stops_ends_its_streams_with_an_error() {
     server.engine.cluster.shutdown(Duration::ZERO);
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("\"type\":\"server_error\"") && rest.contains("data: [DONE]"), "{rest}");
+    assert!(
+        rest.contains("\"type\":\"server_error\"") && rest.contains("data: [DONE]"),
+        "{rest}"
+    );
     assert_eq!(server.post(PATH, &json!({"prompt": "a"})).status, 503);
     // The process lives all the same.
     assert_eq!(server.get("/livez").status, 200);

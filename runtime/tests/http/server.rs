@@ -49,7 +49,8 @@ pub(crate) fn shared_engine() -> Arc<Engine> {
 
 /// An engine of the tiny Mixtral, in f32, as its golden outputs are.
 pub(crate) fn engine(configure: impl FnOnce(&mut ClusterConfig)) -> Arc<Engine> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../integration/fixtures/models/tiny-mixtral");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../integration/fixtures/models/tiny-mixtral");
     let model = ModelDir::open(path, LoadFormat::Auto).unwrap();
     let mut config = ClusterConfig::for_model(model.spec());
     config.dtype = ComputeType::F32;
@@ -83,13 +84,29 @@ impl Server {
     pub(crate) fn with(engine: Arc<Engine>, options: HttpOptions) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async {
             let _ = stopped.await;
         };
-        let done = runtime.spawn(http::serve(Arc::clone(&engine), listener, options, metrics(), shutdown));
-        Server { address, engine, runtime: Some(runtime), stop: Some(stop), done: Some(done) }
+        let done = runtime.spawn(http::serve(
+            Arc::clone(&engine),
+            listener,
+            options,
+            metrics(),
+            shutdown,
+        ));
+        Server {
+            address,
+            engine,
+            runtime: Some(runtime),
+            stop: Some(stop),
+            done: Some(done),
+        }
     }
 
     /// Begins to stop.
@@ -101,7 +118,11 @@ impl Server {
     pub(crate) fn join(&mut self) {
         let done = self.done.take().unwrap();
         let runtime = self.runtime.as_ref().unwrap();
-        runtime.block_on(async { tokio::time::timeout(DEADLINE, done).await }).unwrap().unwrap().unwrap();
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, done).await })
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 
     /// Sends bytes on a connection of their own.
@@ -112,7 +133,13 @@ impl Server {
         stream
     }
 
-    pub(crate) fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Response {
         read_response(self.send(&request(method, path, headers, body)))
     }
 
@@ -121,7 +148,12 @@ impl Server {
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Response {
-        self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.request(
+            "POST",
+            path,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 
     /// Posts a request that has to succeed.
@@ -155,7 +187,8 @@ impl Drop for Server {
 
 impl Response {
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     pub(crate) fn text(&self) -> String {
@@ -163,13 +196,19 @@ impl Response {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
 /// The bytes of a request after which the connection is closed.
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let mut bytes = format!(
+        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         bytes += &format!("{name}: {value}\r\n");
     }
@@ -180,14 +219,30 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 pub(crate) fn read_response(mut stream: TcpStream) -> Response {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("a whole head");
+    let end = bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .expect("a whole head");
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let mut lines = head.lines();
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers: Vec<(String, String)> =
-        lines.map(|line| line.split_once(": ").unwrap()).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    let headers: Vec<(String, String)> = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
     let body = bytes.split_off(end + 4);
-    let mut response = Response { status, headers, body };
+    let mut response = Response {
+        status,
+        headers,
+        body,
+    };
     if response.header("transfer-encoding") == Some("chunked") {
         response.body = unchunk(&response.body);
     }
@@ -197,7 +252,10 @@ pub(crate) fn read_response(mut stream: TcpStream) -> Response {
 fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     loop {
-        let end = bytes.windows(2).position(|window| window == b"\r\n").expect("a whole chunk");
+        let end = bytes
+            .windows(2)
+            .position(|window| window == b"\r\n")
+            .expect("a whole chunk");
         let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
         if size == 0 {
             return body;
@@ -210,9 +268,14 @@ fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
 
 /// The chunks of a stream, which has to end with `[DONE]`.
 fn events(text: &str) -> Vec<Value> {
-    let mut data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    let mut data: Vec<&str> = text
+        .split("\n\n")
+        .filter_map(|event| event.strip_prefix("data: "))
+        .collect();
     assert_eq!(data.pop(), Some("[DONE]"), "{text}");
-    data.iter().map(|json| serde_json::from_str(json).unwrap()).collect()
+    data.iter()
+        .map(|json| serde_json::from_str(json).unwrap())
+        .collect()
 }
 
 /// Waits for something to become true.
