@@ -8,7 +8,7 @@ use metrics::{counter, describe_counter, describe_gauge};
 use super::routes::ROUTES;
 use super::state::App;
 
-/// Requests answered, by route as in [`ROUTES`] (`other` where there is none) and by status.
+/// Requests answered, by route (`other` where there is none) and by status.
 pub const REQUESTS: &str = "volley_http_requests_total";
 /// Requests whose answer is not complete.
 pub const IN_FLIGHT: &str = "volley_http_requests_in_flight";
