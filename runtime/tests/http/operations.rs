@@ -96,6 +96,14 @@ fn the_load_of_every_expert() {
 }
 
 #[test]
+fn an_answer_says_how_long_it_is() {
+    let server = Server::start();
+    let answer = server.get("/v1/models");
+    let length = answer.header("content-length").unwrap().parse::<usize>();
+    assert_eq!(length, Ok(answer.body.len()));
+}
+
+#[test]
 fn a_request_keeps_its_id() {
     let server = Server::start();
     let given = server.request("GET", "/livez", &[("x-request-id", "my-id")], b"");
