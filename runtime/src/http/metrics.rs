@@ -25,7 +25,11 @@ pub const ALL: &[(&str, &str)] = &[
 /// Describes the metrics to the installed recorder and registers them at zero.
 pub(super) fn register() {
     for &(name, help) in ALL {
-        if name.ends_with("_total") { describe_counter!(name, help) } else { describe_gauge!(name, help) }
+        if name.ends_with("_total") {
+            describe_counter!(name, help)
+        } else {
+            describe_gauge!(name, help)
+        }
     }
     for route in ROUTES {
         let _ = counter!(REQUESTS, "route" => route.path, "status" => "200");

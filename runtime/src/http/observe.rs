@@ -21,7 +21,10 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let in_flight = InFlight::new();
     let id = request_id(request.headers().get(REQUEST_ID));
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
 
     let mut response = next.run(request).await;
@@ -48,7 +51,9 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
     let given = given.filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()) && id.to_str().is_ok());
     // Hexadecimal digits are a valid header.
-    given.cloned().unwrap_or_else(|| HeaderValue::from_str(&ids::name("req-")).unwrap_or(HeaderValue::from_static("req")))
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&ids::name("req-")).unwrap_or(HeaderValue::from_static("req"))
+    })
 }
 
 /// Counts a request until its answer is complete or given up.
