@@ -83,7 +83,7 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         args.input_len,
         args.tokens
     );
-    let engine = launch.start(&Arc::new(LoadDisplay::new()))?;
+    let cluster = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -94,12 +94,12 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         output: args.tokens,
         seed: args.seed,
     };
-    let ran = runtime.block_on(load.run(&engine.client, engine.spec.vocab));
+    let ran = runtime.block_on(load.run(&cluster.client(), launch.model.spec().vocab));
     // Recorders hand their last spans over when their workers end.
-    engine.cluster.shutdown(Duration::ZERO);
+    cluster.shutdown(Duration::ZERO);
     ran?;
-    serve::write_trace(&engine.cluster, &args.out)?;
-    let steps = rally::steps(&engine.cluster.timeline().spans());
+    serve::write_trace(&cluster, &args.out)?;
+    let steps = rally::steps(&cluster.timeline().spans());
     // A step of which every sequence decodes has not more rows than there are requests; steps with prompts have more.
     let decode: Vec<_> = steps
         .into_iter()
