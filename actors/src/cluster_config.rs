@@ -8,6 +8,7 @@ use volley_models::{
 use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
 use crate::cluster::ClusterError;
+use crate::timeline::Span;
 
 /// Rows of one expert computed at once; larger groups are worked off in pieces, so that scratch stays small.
 const EXPERT_ROWS: u32 = 512;
@@ -154,6 +155,10 @@ impl ClusterConfig {
             (
                 format!("slots, {m} x {n} x {} lanes", self.micro_batches),
                 slots,
+            ),
+            (
+                format!("timeline, {} x {} spans", m + n, self.timeline_spans),
+                (m + n) * (self.timeline_spans * size_of::<Span>()) as u64,
             ),
             (
                 "scratch of all workers".to_owned(),

@@ -13,6 +13,7 @@ mod cluster_config;
 mod data_loop;
 mod expert;
 mod frontend;
+mod metered;
 pub mod metric_names;
 mod placement_map;
 pub mod protocol;

@@ -1,4 +1,4 @@
-//! Every metric of the cluster: its name, what it means, and its registration at zero. `docs/metrics.md` lists the same.
+//! Every metric of the cluster: its name and what it means. `docs/metrics.md` lists the same.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
@@ -54,8 +54,8 @@ metric_names! {
     M2N_FRAMES = "volley_m2n_frames_total", Counter, "Frames posted, by direction: dispatch or combine.";
 }
 
-/// Describes every metric to the installed recorder and registers those without labels at zero.
-pub fn register() {
+/// Describes every metric to the installed recorder. A cluster registers them all, at zero, when it starts.
+pub fn describe() {
     for &(name, kind, help) in ALL {
         match kind {
             Kind::Counter => describe_counter!(name, help),

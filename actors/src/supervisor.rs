@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use metrics::counter;
+use metrics::{Counter, counter};
 use volley_models::{AttentionOptions, ExpertOptions, WeightSource};
 use volley_transports::{
     Endpoint, Epoch, ExchangeShape, InProcessFabric, Placement, Role, WorkerId,
@@ -23,6 +23,7 @@ use crate::cluster_config::ClusterConfig;
 use crate::data_loop::Exit;
 use crate::expert::{ExpertLoad, ExpertWorker, ExpertWorkerSetup};
 use crate::frontend::{AskStatus, Drain, Frontend, GiveUp, Regrouped};
+use crate::metered::Metered;
 use crate::metric_names;
 use crate::placement_map::Grouping;
 use crate::protocol::{AttentionCapacity, Membership};
@@ -129,7 +130,7 @@ impl Supervisor {
         let grouping = Grouping { epoch, placement };
         let topology = self.blueprint.shape.topology(config.micro_batches)?;
         for endpoint in InProcessFabric::build(topology)? {
-            let endpoint: Box<dyn Endpoint> = Box::new(endpoint);
+            let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(Box::new(endpoint)));
             match endpoint.id().role {
                 Role::Attention => self.seat_attention(endpoint, grouping.clone(), ctx)?,
                 Role::Expert => self.seat_expert(endpoint, grouping.clone(), ctx)?,
@@ -279,7 +280,7 @@ impl Supervisor {
         tracing::error!(
             "{worker} is lost ({reason}); it is rebuilt, and requests go on from the tokens they have"
         );
-        counter!(metric_names::WORKER_RESTARTS, "role" => worker.role.to_string()).increment(1);
+        restarts(worker.role).increment(1);
         if let Err(error) = self.regroup(ctx) {
             self.give_up(error.to_string());
         }
@@ -292,11 +293,18 @@ impl Supervisor {
     }
 }
 
+/// How often workers of a role were lost.
+fn restarts(role: Role) -> Counter {
+    counter!(metric_names::WORKER_RESTARTS, "role" => role.to_string())
+}
+
 impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(crate::MAILBOX_CAPACITY);
+        // Present from the first scrape, at zero.
+        let _ = [Role::Attention, Role::Expert].map(restarts);
         if let Err(error) = self.regroup(ctx)
             && let Some(started) = self.started.take()
         {

@@ -71,13 +71,24 @@ impl Launch {
     /// Starts the workers and waits until all have their weights. `display` is told how far they are.
     ///
     /// # Errors
+    /// When a worker cannot load.
+    pub fn start_cluster(&self, display: &Arc<LoadDisplay>) -> Result<Arc<Cluster>, Failure> {
+        let shown = Arc::clone(display);
+        let progress = Arc::new(move |progress| shown.update(&progress));
+        let config = self.settings.cluster.clone();
+        let cluster = Cluster::start(config, self.model.weights(), None, progress)?;
+        display.finish();
+        Ok(Arc::new(cluster))
+    }
+
+    /// As [`Launch::start_cluster`], with what it takes to speak text.
+    ///
+    /// # Errors
     /// When the tokenizer or the chat template is refused, or a worker cannot load.
     pub fn start(self, display: &Arc<LoadDisplay>) -> Result<Engine, Failure> {
-        let Launch {
-            model, settings, ..
-        } = self;
-        let tokenizer = Arc::new(model.tokenizer()?);
-        let chat = match model.chat_template() {
+        // Texts first: they are read in a moment, weights perhaps not.
+        let tokenizer = Arc::new(self.model.tokenizer()?);
+        let chat = match self.model.chat_template() {
             Ok(template) => Some(template),
             // A base model speaks completions only.
             Err(ModelError::Chat {
@@ -86,24 +97,18 @@ impl Launch {
             }) => None,
             Err(error) => return Err(error.into()),
         };
-        let shown = Arc::clone(display);
-        let progress = Arc::new(move |progress| shown.update(&progress));
-        let context = settings.cluster.context;
-        let cluster = Cluster::start(settings.cluster, model.weights(), None, progress)?;
-        display.finish();
+        let cluster = self.start_cluster(display)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Engine {
-            model: settings.model.name,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or(Duration::ZERO)
-                .as_secs(),
-            spec: model.spec().clone(),
-            context,
+            model: self.settings.model.name,
+            created: now.unwrap_or(Duration::ZERO).as_secs(),
+            spec: self.model.spec().clone(),
+            context: self.settings.cluster.context,
             tokenizer,
             chat,
-            defaults: model.generation_defaults(),
+            defaults: self.model.generation_defaults(),
             client: cluster.client(),
-            cluster: Arc::new(cluster),
+            cluster,
         })
     }
 }

@@ -143,7 +143,7 @@ mod tests {
             logprob: 0.25f32.ln(),
             top: vec![(1, 0.5f32.ln())],
         };
-        let (difference, _) = largest_difference(&[right.clone()], &row, 3);
+        let (difference, _) = largest_difference(std::slice::from_ref(&right), &row, 3);
         assert!(difference < 1e-6, "{difference}");
         let wrong = TokenLogprob {
             top: vec![(1, 0.25f32.ln())],

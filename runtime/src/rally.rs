@@ -115,6 +115,13 @@ fn rally(
         let Some((worker, next)) = pair[1].spans.iter().max_by_key(|(_, span)| span.start) else {
             continue;
         };
+        // A span ends when its worker has noted the time, which may be after the ball was caught on the other side (the woken
+        // thread may even take the waker's core). What overlaps is on nobody's way and counts once.
+        let overlap = left.saturating_sub(next.start);
+        match pair[0].spans[0].0.role {
+            Role::Attention => attention = attention.saturating_sub(overlap),
+            Role::Expert => expert = expert.saturating_sub(overlap),
+        }
         let gap = next.start.saturating_sub(left);
         let busy = busy(timeline, *worker, left, next.start);
         waiting += busy;
@@ -234,6 +241,20 @@ mod tests {
                 step.total
             );
         }
+    }
+
+    #[test]
+    fn a_span_that_ends_after_the_ball_was_caught_counts_until_then() {
+        use Activity::{Attention, Experts, Sample};
+        let attention = vec![span(Attention, 0, 0, 0, 15), span(Sample, 0, 1, 30, 32)];
+        let experts = vec![span(Experts, 0, 0, 11, 30)];
+        let timeline = [
+            (Role::Attention.worker(0), attention),
+            (Role::Expert.worker(0), experts),
+        ];
+        let step = steps(&timeline)[0];
+        assert_eq!((step.attention, step.expert), (us(11 + 2), us(19)));
+        assert_eq!(step.attention + step.expert, step.total);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use volley_actors::metric_names::{self, Kind};
-use volley_transports::Role;
 
 use crate::failure::Failure;
 
@@ -36,10 +35,6 @@ pub fn install() -> Result<PrometheusHandle, Failure> {
             .map_err(refused)?;
     }
     let handle = builder.install_recorder().map_err(refused)?;
-    metric_names::register();
-    // What has labels and may never happen must be seen to be zero.
-    for role in [Role::Attention, Role::Expert] {
-        metrics::counter!(metric_names::WORKER_RESTARTS, "role" => role.to_string()).increment(0);
-    }
+    metric_names::describe();
     Ok(handle)
 }

@@ -4,7 +4,6 @@
 //! At a signal the server drains: `/readyz` says 503, new requests get 503, those under way end; a second signal ends all at once.
 
 use std::fs::File;
-use std::future::Future;
 use std::io::{BufWriter, Write};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::path::Path;
@@ -39,7 +38,7 @@ Examples:
   volley serve                                                   the demo model on 127.0.0.1:8000
   volley serve --model ~/models/Mixtral-8x7B --expert-workers 2
   volley serve --config volley.toml --host 0.0.0.0 --api-key-file key
-  volley serve --model DIR --load-format dummy                   any shape from its config.json alone
+  volley serve --model DIR --load-format dummy                   any shape, without its weights
 
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
        -d '{\"model\": \"volley-demo\", \"prompt\": \"ROMEO:\", \"max_tokens\": 32}'
@@ -256,12 +255,10 @@ impl Signals {
         })
     }
 
-    fn next(&mut self) -> impl Future<Output = &'static str> + '_ {
-        async {
-            tokio::select! {
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
-            }
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

@@ -74,7 +74,11 @@ pub struct Usage {
 pub async fn generate(engine: &Engine, request: TextRequest) -> Result<TextStream, SubmitError> {
     let decoder = Decoder::new(&engine.tokenizer, &request);
     let tokens = engine.client.submit(request.request).await?;
-    Ok(TextStream { tokens: Some(tokens), decoder, ready: VecDeque::new() })
+    Ok(TextStream {
+        tokens: Some(tokens),
+        decoder,
+        ready: VecDeque::new(),
+    })
 }
 
 /// The events of one request, in order, ending with [`TextEvent::Finished`]. Dropping it cancels the request.
@@ -88,7 +92,9 @@ pub struct TextStream {
 impl std::fmt::Debug for TextStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let sequence = self.tokens.as_ref().map(RequestStream::sequence);
-        f.debug_struct("TextStream").field("sequence", &sequence).finish_non_exhaustive()
+        f.debug_struct("TextStream")
+            .field("sequence", &sequence)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,7 +110,9 @@ impl TextStream {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(Some(event));
             }
-            let Some(tokens) = &mut self.tokens else { return Poll::Ready(None) };
+            let Some(tokens) = &mut self.tokens else {
+                return Poll::Ready(None);
+            };
             match ready!(tokens.poll_next(cx)) {
                 Some(event) => self.decoder.event(event, &mut self.ready),
                 None => self.tokens = None,

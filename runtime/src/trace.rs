@@ -83,7 +83,7 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         args.input_len,
         args.tokens
     );
-    let engine = launch.start(&Arc::new(LoadDisplay::new()))?;
+    let cluster = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -94,12 +94,12 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         output: args.tokens,
         seed: args.seed,
     };
-    let ran = runtime.block_on(load.run(&engine.client, engine.spec.vocab));
+    let ran = runtime.block_on(load.run(&cluster.client(), launch.model.spec().vocab));
     // Recorders hand their last spans over when their workers end.
-    engine.cluster.shutdown(Duration::ZERO);
+    cluster.shutdown(Duration::ZERO);
     ran?;
-    serve::write_trace(&engine.cluster, &args.out)?;
-    let steps = rally::steps(&engine.cluster.timeline().spans());
+    serve::write_trace(&cluster, &args.out)?;
+    let steps = rally::steps(&cluster.timeline().spans());
     // A step of which every sequence decodes has not more rows than there are requests; steps with prompts have more.
     let decode: Vec<_> = steps
         .into_iter()
@@ -150,26 +150,36 @@ fn print(head: &str, steps: &[Rally], micro_batches: u8) -> io::Result<()> {
     for (name, s) in rows {
         writeln!(out, "{name:<18} {:>10.3} {:>10.3}", s.median, s.p99)?;
     }
-    let m = f64::from(micro_batches);
-    let busier = m * attention.median.max(expert.median);
-    let alone = attention.median + expert.median + network.median;
-    let serial = m * alone;
+    // Bounds are taken step by step: medians of parts do not add up to the median of the whole.
+    let m = u32::from(micro_batches);
+    let busier = |s: &Rally| s.attention.max(s.expert) * m;
+    let alone = |s: &Rally| s.attention + s.expert + s.network;
+    let median =
+        |value: &dyn Fn(&Rally) -> f64| Summary::of(steps.iter().map(value).collect()).median;
+    let ms = |part: &dyn Fn(&Rally) -> Duration| median(&|s| part(s).as_secs_f64() * 1e3);
+    let share = |part: &dyn Fn(&Rally) -> Duration| {
+        let sequential = |s: &Rally| (alone(s) * m).as_secs_f64().max(f64::MIN_POSITIVE);
+        100.0 * median(&|s| part(s).as_secs_f64() / sequential(s))
+    };
     writeln!(
         out,
-        "m * max(T_a, T_e)  {busier:>10.3}   the busier side's work for all {micro_batches} micro-batches"
+        "m * max(T_a, T_e)  {:>10.3}   the busier side's work for all {m} micro-batches",
+        ms(&busier)
     )?;
     writeln!(
         out,
-        "T_a + T_e + T_c    {alone:>10.3}   the way of one micro-batch alone"
+        "T_a + T_e + T_c    {:>10.3}   the way of one micro-batch alone",
+        ms(&alone)
     )?;
     writeln!(
         out,
-        "m * the sum        {serial:>10.3}   what {micro_batches} micro-batches would take one after the other"
+        "m * the sum        {:>10.3}   what {m} micro-batches would take one after the other",
+        ms(&|s| alone(s) * m)
     )?;
     writeln!(
         out,
         "ping-pong          a step takes {:.0}% of the sequential time; the bound is {:.0}%",
-        100.0 * step.median / serial,
-        100.0 * busier.max(alone) / serial
+        share(&|s| s.total),
+        share(&|s| busier(s).max(alone(s)))
     )
 }

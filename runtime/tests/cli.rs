@@ -465,6 +465,41 @@ fn an_offline_benchmark_has_a_line_and_a_record_for_each_batch() {
 }
 
 #[test]
+fn dummy_weights_need_only_a_configuration_to_be_measured() {
+    let config = include_str!("../../models/demo/config.json");
+    let dir = folder(&[("config.json", config)]);
+    let dummy = ["--model", ".", "--load-format", "dummy"];
+    let bench = [
+        "bench",
+        "--batch",
+        "2",
+        "--input-len",
+        "4",
+        "--output-len",
+        "4",
+    ];
+    let table = text(
+        command(dir.path(), &[&bench[..], &dummy].concat())
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(table.lines().count(), 3, "{table}");
+    text(
+        command(
+            dir.path(),
+            &[&["trace", "--tokens", "4"][..], &dummy].concat(),
+        )
+        .output()
+        .unwrap(),
+    );
+    // Text needs a tokenizer, and says so.
+    let generate = [&["generate", "--prompt", "x"][..], &dummy].concat();
+    let (code, message) = refusal(command(dir.path(), &generate).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("tokenizer.json"), "{message}");
+}
+
+#[test]
 fn a_benchmark_longer_than_the_context_is_refused() {
     let (code, message) = refusal(volley(&[
         "bench",

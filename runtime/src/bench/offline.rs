@@ -91,18 +91,18 @@ pub(super) fn run(
             settings.cluster.context
         )));
     }
-    let engine = launch.start(&Arc::new(LoadDisplay::new()))?;
+    let cluster = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("no runtime: {error}")))?;
-    let cluster = &settings.cluster;
+    let shape = &settings.cluster;
     let mut report = OfflineReport {
-        model: engine.model.clone(),
-        dtype: cluster.dtype.to_string(),
-        attention_workers: cluster.attention_workers,
-        expert_workers: cluster.expert_workers,
-        micro_batches: cluster.micro_batches,
+        model: settings.model.name.clone(),
+        dtype: shape.dtype.to_string(),
+        attention_workers: shape.attention_workers,
+        expert_workers: shape.expert_workers,
+        micro_batches: shape.micro_batches,
         input_tokens: args.input_len,
         output_tokens: args.output_len,
         batches: Vec::new(),
@@ -118,7 +118,8 @@ pub(super) fn run(
                 output: args.output_len,
                 seed,
             };
-            let observed = runtime.block_on(load.run(&engine.client, engine.spec.vocab))?;
+            let observed =
+                runtime.block_on(load.run(&cluster.client(), launch.model.spec().vocab))?;
             if repetition >= args.offline.warmup {
                 runs.push(Speed::of(&load, &observed));
             }
@@ -131,7 +132,7 @@ pub(super) fn run(
         result.print().map_err(Failure::output)?;
         report.batches.push(result);
     }
-    engine.cluster.shutdown(Duration::ZERO);
+    cluster.shutdown(Duration::ZERO);
     Ok(report)
 }
 

@@ -133,7 +133,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Choice(LOAD_FORMATS),
         default: Default::Value("auto"),
         flag: Some("load-format"),
-        help: "`auto` reads the safetensors files; `dummy` needs only `config.json` and fills in seeded random weights.",
+        help: "`auto` reads the safetensors files; `dummy` fills in seeded random weights: `config.json` is all that `bench` and `trace` need then, the others also a tokenizer.",
     },
     Key {
         path: "cluster.attention_workers",
@@ -296,7 +296,7 @@ pub const KEYS: &[Key] = &[
         path: "trace.spans",
         kind: Kind::AutoInteger {
             min: 0,
-            max: 100_000_000,
+            max: 10_000_000,
         },
         default: Default::Value("auto"),
         flag: None,

@@ -11,12 +11,18 @@ use super::state::App;
 
 pub(super) async fn state(State(app): State<App>) -> Result<Json<Status>, ApiError> {
     let status = app.engine.client.status().await;
-    status.map(Json).ok_or_else(|| ApiError::unavailable("the cluster's frontend does not answer"))
+    status
+        .map(Json)
+        .ok_or_else(|| ApiError::unavailable("the cluster's frontend does not answer"))
 }
 
 pub(super) async fn experts(State(app): State<App>) -> Json<ExpertLoad> {
     let rows = app.engine.cluster.expert_load();
-    Json(ExpertLoad { layers: rows.len(), experts: rows.first().map_or(0, Vec::len), rows })
+    Json(ExpertLoad {
+        layers: rows.len(),
+        experts: rows.first().map_or(0, Vec::len),
+        rows,
+    })
 }
 
 pub(super) async fn version() -> Json<Value> {

@@ -16,7 +16,12 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(prefix: &str, object: &'static str, model: &str) -> Self {
-        Head { id: ids::name(prefix), object, created: ids::now(), model: model.to_owned() }
+        Head {
+            id: ids::name(prefix),
+            object,
+            created: ids::now(),
+            model: model.to_owned(),
+        }
     }
 }
 
@@ -30,7 +35,14 @@ pub(super) struct UsageBody {
 
 impl From<Usage> for UsageBody {
     fn from(usage: Usage) -> Self {
-        let Usage { prompt_tokens, completion_tokens } = usage;
-        UsageBody { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let Usage {
+            prompt_tokens,
+            completion_tokens,
+        } = usage;
+        UsageBody {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
     }
 }

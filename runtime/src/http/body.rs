@@ -26,21 +26,37 @@ impl FromRequest<App> for Fields {
         let limit = app.options.max_body_bytes;
         let read = read(body, &parts.headers, limit);
         let slow = |_| ApiError::body_too_slow(ARRIVAL_DEADLINE.as_secs());
-        let body = tokio::time::timeout(ARRIVAL_DEADLINE, read).await.map_err(slow)??;
+        let body = tokio::time::timeout(ARRIVAL_DEADLINE, read)
+            .await
+            .map_err(slow)??;
         Fields::parse(&body)
     }
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let given = headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| String::from_utf8_lossy(value.as_bytes()));
     let given = given.as_deref().unwrap_or("not given");
-    let kind = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_json = kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"));
-    if is_json { Ok(()) } else { Err(ApiError::not_json(given)) }
+    let kind = given
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    let is_json =
+        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"));
+    if is_json {
+        Ok(())
+    } else {
+        Err(ApiError::not_json(given))
+    }
 }
 
 async fn read(mut body: Body, headers: &HeaderMap, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let declared = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     let declared = declared.unwrap_or(0);
     // Who waits for our word before it sends the body gets it at once.
     if declared > limit && headers.contains_key(header::EXPECT) {
@@ -61,12 +77,17 @@ async fn read(mut body: Body, headers: &HeaderMap, limit: usize) -> Result<Vec<u
             bytes.extend_from_slice(&data);
         }
     }
-    if length > limit { Err(ApiError::body_too_large(limit)) } else { Ok(bytes) }
+    if length > limit {
+        Err(ApiError::body_too_large(limit))
+    } else {
+        Ok(bytes)
+    }
 }
 
 async fn next(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ApiError::malformed(format!("the request body broke off: {error}")))?;
+        let frame = frame
+            .map_err(|error| ApiError::malformed(format!("the request body broke off: {error}")))?;
         // Trailers are of no interest.
         if let Ok(data) = frame.into_data() {
             return Ok(Some(data));
@@ -82,7 +103,8 @@ mod tests {
     use super::*;
 
     fn content_type(value: &str) -> Result<(), ApiError> {
-        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_str(value).unwrap())]);
+        let headers =
+            HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_str(value).unwrap())]);
         check_content_type(&headers)
     }
 
@@ -91,16 +113,24 @@ mod tests {
         assert!(content_type("application/json").is_ok());
         assert!(content_type("Application/JSON; charset=utf-8").is_ok());
         assert!(content_type("application/problem+json").is_ok());
-        assert_eq!(content_type("text/plain").unwrap_err().status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(
+            content_type("text/plain").unwrap_err().status,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE
+        );
         assert!(check_content_type(&HeaderMap::new()).is_err());
     }
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
         let headers = HeaderMap::new();
-        assert_eq!(read(Body::from(vec![1; 10]), &headers, 10).await.unwrap(), [1; 10]);
+        assert_eq!(
+            read(Body::from(vec![1; 10]), &headers, 10).await.unwrap(),
+            [1; 10]
+        );
         for size in [11, 50, 1000] {
-            let error = read(Body::from(vec![1; size]), &headers, 10).await.unwrap_err();
+            let error = read(Body::from(vec![1; size]), &headers, 10)
+                .await
+                .unwrap_err();
             assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
         }
     }

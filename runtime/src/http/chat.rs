@@ -31,19 +31,32 @@ pub(super) async fn chat(State(app): State<App>, mut fields: Fields) -> Result<R
 
     let tokens = conversation.tokens(&app, false).await?;
     let context = app.engine.context;
-    let max_tokens = fit(&tokens, generation.max_tokens, context.into(), context, "messages")?;
+    let max_tokens = fit(
+        &tokens,
+        generation.max_tokens,
+        context.into(),
+        context,
+        "messages",
+    )?;
     let prompts = [Prompt { tokens, max_tokens }];
     let choices = Choices::start(&app, &prompts, &generation).await?;
     let [Prompt { tokens, .. }] = prompts;
     let prompt_token_ids = generation.return_token_ids.then_some(tokens);
     if generation.stream {
-        return Ok(stream::respond(choices, ChatChunks::new(app, &generation, prompt_token_ids)));
+        return Ok(stream::respond(
+            choices,
+            ChatChunks::new(app, &generation, prompt_token_ids),
+        ));
     }
     let (choices, usage) = choices.collect().await?;
     let form = Form::new(&app, &generation);
     Ok(Json(ChatBody {
         head: Head::new("chatcmpl-", "chat.completion", &app.engine.model),
-        choices: choices.into_iter().enumerate().map(|(index, choice)| form.choice(index, choice)).collect(),
+        choices: choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| form.choice(index, choice))
+            .collect(),
         usage: usage.into(),
         prompt_token_ids,
     })
@@ -54,9 +67,10 @@ pub(super) async fn chat(State(app): State<App>, mut fields: Fields) -> Result<R
 fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
     match alternatives(fields, "top_logprobs")? {
-        Some(count) if count > 0 && !wanted => {
-            Err(ApiError::invalid("top_logprobs", format!("`top_logprobs` is {count}; it is only for requests with `logprobs: true`")))
-        }
+        Some(count) if count > 0 && !wanted => Err(ApiError::invalid(
+            "top_logprobs",
+            format!("`top_logprobs` is {count}; it is only for requests with `logprobs: true`"),
+        )),
         count => Ok(wanted.then_some(count.unwrap_or(0))),
     }
 }
@@ -128,19 +142,32 @@ struct Form {
 
 impl Form {
     fn new(app: &App, generation: &Generation) -> Self {
-        Form { app: app.clone(), logprobs: generation.logprobs.is_some(), token_ids: generation.return_token_ids }
+        Form {
+            app: app.clone(),
+            logprobs: generation.logprobs.is_some(),
+            token_ids: generation.return_token_ids,
+        }
     }
 
     fn logprobs(&self, delta: &Delta) -> Option<ChatLogprobs> {
-        self.logprobs.then(|| ChatLogprobs::new(&self.app.engine.tokenizer, &delta.logprobs))
+        self.logprobs
+            .then(|| ChatLogprobs::new(&self.app.engine.tokenizer, &delta.logprobs))
     }
 
     fn choice(&self, index: usize, choice: Choice) -> ChatChoice {
-        let Choice { answer, finish_reason, .. } = choice;
+        let Choice {
+            answer,
+            finish_reason,
+            ..
+        } = choice;
         ChatChoice {
             index,
             logprobs: self.logprobs(&answer),
-            message: Message { role: "assistant", content: answer.text, refusal: None },
+            message: Message {
+                role: "assistant",
+                content: answer.text,
+                refusal: None,
+            },
             finish_reason,
             token_ids: self.token_ids.then_some(answer.tokens),
         }
@@ -182,23 +209,53 @@ impl Chunks for ChatChunks {
     type Chunk = ChatChunk;
 
     fn event(&mut self, index: usize, event: ChoiceEvent) -> Vec<ChatChunk> {
-        let silent = ChunkChoice { index, delta: MessageDelta::default(), logprobs: None, finish_reason: None, token_ids: None };
+        let silent = ChunkChoice {
+            index,
+            delta: MessageDelta::default(),
+            logprobs: None,
+            finish_reason: None,
+            token_ids: None,
+        };
         let mut chunks = Vec::new();
         if !std::mem::replace(&mut self.begun[index], true) {
-            let delta = MessageDelta { role: Some("assistant"), content: Some(String::new()) };
+            let delta = MessageDelta {
+                role: Some("assistant"),
+                content: Some(String::new()),
+            };
             let token_ids = self.form.token_ids.then(Vec::new);
-            chunks.push(self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None, token_ids }));
+            chunks.push(self.chunk(ChunkChoice {
+                index,
+                delta,
+                logprobs: None,
+                finish_reason: None,
+                token_ids,
+            }));
         }
         match event {
             ChoiceEvent::Prompt(_) => {}
             ChoiceEvent::Delta(delta) => {
-                let logprobs = if delta.tokens.is_empty() { None } else { self.form.logprobs(&delta) };
+                let logprobs = if delta.tokens.is_empty() {
+                    None
+                } else {
+                    self.form.logprobs(&delta)
+                };
                 let token_ids = self.form.token_ids.then_some(delta.tokens);
-                let delta = MessageDelta { role: None, content: Some(delta.text) };
-                chunks.push(self.chunk(ChunkChoice { delta, logprobs, token_ids, ..silent }));
+                let delta = MessageDelta {
+                    role: None,
+                    content: Some(delta.text),
+                };
+                chunks.push(self.chunk(ChunkChoice {
+                    delta,
+                    logprobs,
+                    token_ids,
+                    ..silent
+                }));
             }
             ChoiceEvent::Finished(reason) => {
-                chunks.push(self.chunk(ChunkChoice { finish_reason: Some(reason), ..silent }));
+                chunks.push(self.chunk(ChunkChoice {
+                    finish_reason: Some(reason),
+                    ..silent
+                }));
             }
         }
         chunks
@@ -225,9 +282,18 @@ mod tests {
     #[test]
     fn logprobs_is_a_flag_with_a_number_beside_it() {
         assert_eq!(take(serde_json::json!({})).unwrap(), None);
-        assert_eq!(take(serde_json::json!({"logprobs": true})).unwrap(), Some(0));
-        assert_eq!(take(serde_json::json!({"logprobs": true, "top_logprobs": 20})).unwrap(), Some(20));
-        assert_eq!(take(serde_json::json!({"logprobs": false, "top_logprobs": 0})).unwrap(), None);
+        assert_eq!(
+            take(serde_json::json!({"logprobs": true})).unwrap(),
+            Some(0)
+        );
+        assert_eq!(
+            take(serde_json::json!({"logprobs": true, "top_logprobs": 20})).unwrap(),
+            Some(20)
+        );
+        assert_eq!(
+            take(serde_json::json!({"logprobs": false, "top_logprobs": 0})).unwrap(),
+            None
+        );
         for wrong in [
             serde_json::json!({"top_logprobs": 5}),
             serde_json::json!({"logprobs": 1}),

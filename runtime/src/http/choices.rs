@@ -58,10 +58,18 @@ impl Choices {
     ///
     /// # Errors
     /// When one of them is refused; none is run then.
-    pub(super) async fn start(app: &App, prompts: &[Prompt], generation: &Generation) -> Result<Self, ApiError> {
+    pub(super) async fn start(
+        app: &App,
+        prompts: &[Prompt],
+        generation: &Generation,
+    ) -> Result<Self, ApiError> {
         let count = prompts.len() * generation.n;
         if count > CHOICES_MAX {
-            let message = format!("the request asks for {count} answers ({} prompts, {} each); {CHOICES_MAX} are allowed", prompts.len(), generation.n);
+            let message = format!(
+                "the request asks for {count} answers ({} prompts, {} each); {CHOICES_MAX} are allowed",
+                prompts.len(),
+                generation.n
+            );
             return Err(ApiError::invalid("n", message));
         }
         let timeout = app.options.request_timeout;
@@ -75,8 +83,20 @@ impl Choices {
             }
         }
         // A prompt counts once, however many answers it has.
-        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
-        Ok(Choices { streams, turn: 0, deadline, timeout, usage: Usage { prompt_tokens, completion_tokens: 0 } })
+        let prompt_tokens = prompts
+            .iter()
+            .map(|prompt| prompt.tokens.len() as u64)
+            .sum();
+        Ok(Choices {
+            streams,
+            turn: 0,
+            deadline,
+            timeout,
+            usage: Usage {
+                prompt_tokens,
+                completion_tokens: 0,
+            },
+        })
     }
 
     /// The next event and the index of its answer; `None` after the end of the last one. An error is the end of all.
@@ -108,7 +128,10 @@ impl Choices {
         Ok((choices, self.usage))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(usize, ChoiceEvent), ApiError>>> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(usize, ChoiceEvent), ApiError>>> {
         let count = self.streams.len();
         if self.streams.iter().all(Option::is_none) {
             return Poll::Ready(None);
@@ -135,7 +158,11 @@ impl Choices {
                 }
             }
         }
-        if live { Poll::Pending } else { Poll::Ready(None) }
+        if live {
+            Poll::Pending
+        } else {
+            Poll::Ready(None)
+        }
     }
 
     fn event(&mut self, event: TextEvent) -> Result<ChoiceEvent, ApiError> {
@@ -147,7 +174,11 @@ impl Choices {
                 match reason {
                     FinishReason::Stop => ChoiceEvent::Finished("stop"),
                     FinishReason::Length => ChoiceEvent::Finished("length"),
-                    FinishReason::Cancelled => return Err(ApiError::internal("the request was cancelled by the server")),
+                    FinishReason::Cancelled => {
+                        return Err(ApiError::internal(
+                            "the request was cancelled by the server",
+                        ));
+                    }
                     FinishReason::Error(reason) => return Err(ApiError::internal(reason)),
                 }
             }

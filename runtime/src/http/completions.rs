@@ -23,7 +23,10 @@ use super::stream;
 /// Tokens generated if the request does not say; OpenAI's number.
 const MAX_TOKENS_DEFAULT: u64 = 16;
 
-pub(super) async fn completions(State(app): State<App>, mut fields: Fields) -> Result<Response, ApiError> {
+pub(super) async fn completions(
+    State(app): State<App>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
     let mut generation = Generation::take(&mut fields, &app)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
     generation.max_tokens = max_tokens(&mut fields, "max_tokens", if echo { 0 } else { 1 })?;
@@ -34,14 +37,25 @@ pub(super) async fn completions(State(app): State<App>, mut fields: Fields) -> R
     let add_special = fields.flag("add_special_tokens")?.unwrap_or(true);
     fields.ignore_rest();
 
-    let tokenized = app.blocking(move |engine| given.tokenize(&engine.tokenizer, add_special, echo)).await?;
+    let tokenized = app
+        .blocking(move |engine| given.tokenize(&engine.tokenizer, add_special, echo))
+        .await?;
     let context = app.engine.context;
     let prompt = |prompt: &Tokenized| {
         let tokens = prompt.tokens.clone();
-        let max_tokens = fit(&tokens, generation.max_tokens, MAX_TOKENS_DEFAULT, context, "prompt")?;
+        let max_tokens = fit(
+            &tokens,
+            generation.max_tokens,
+            MAX_TOKENS_DEFAULT,
+            context,
+            "prompt",
+        )?;
         Ok(Prompt { tokens, max_tokens })
     };
-    let prompts: Vec<Prompt> = tokenized.iter().map(prompt).collect::<Result<_, ApiError>>()?;
+    let prompts: Vec<Prompt> = tokenized
+        .iter()
+        .map(prompt)
+        .collect::<Result<_, ApiError>>()?;
     let choices = Choices::start(&app, &prompts, &generation).await?;
     let form = Form {
         app,
@@ -53,12 +67,19 @@ pub(super) async fn completions(State(app): State<App>, mut fields: Fields) -> R
         skip_special: generation.skip_special,
     };
     if generation.stream {
-        return Ok(stream::respond(choices, CompletionChunks::new(form, generation.include_usage)));
+        return Ok(stream::respond(
+            choices,
+            CompletionChunks::new(form, generation.include_usage),
+        ));
     }
     let (choices, usage) = choices.collect().await?;
     Ok(Json(CompletionBody {
         head: form.head(),
-        choices: choices.into_iter().enumerate().map(|(index, choice)| form.choice(index, choice)).collect(),
+        choices: choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| form.choice(index, choice))
+            .collect(),
         usage: Some(usage.into()),
     })
     .into_response())
@@ -67,9 +88,12 @@ pub(super) async fn completions(State(app): State<App>, mut fields: Fields) -> R
 /// Answers are not ranked here, so as many are made as are returned.
 fn check_best_of(fields: &mut Fields, n: usize) -> Result<(), ApiError> {
     match fields.integer("best_of", 1..=i128::MAX)? {
-        Some(best_of) if best_of != n as i128 => {
-            Err(ApiError::unsupported("best_of", format!("`best_of` is {best_of} and `n` is {n}; this server supports `best_of` equal to `n` only")))
-        }
+        Some(best_of) if best_of != n as i128 => Err(ApiError::unsupported(
+            "best_of",
+            format!(
+                "`best_of` is {best_of} and `n` is {n}; this server supports `best_of` equal to `n` only"
+            ),
+        )),
         _ => Ok(()),
     }
 }
@@ -121,7 +145,11 @@ impl Form {
 
     /// What writes the log-probabilities of generated tokens.
     fn writer(&self, index: usize) -> LogprobWriter {
-        let begin = if self.echo { self.prompt(index).text.chars().count() } else { 0 };
+        let begin = if self.echo {
+            self.prompt(index).text.chars().count()
+        } else {
+            0
+        };
         LogprobWriter::new(&self.app.engine.tokenizer, self.skip_special, begin)
     }
 
@@ -135,7 +163,11 @@ impl Form {
     }
 
     fn choice(&self, index: usize, choice: Choice) -> CompletionChoice {
-        let Choice { prompt_logprobs, answer, finish_reason } = choice;
+        let Choice {
+            prompt_logprobs,
+            answer,
+            finish_reason,
+        } = choice;
         let mut text = String::new();
         let mut logprobs = self.logprobs.then(CompletionLogprobs::default);
         if self.echo {

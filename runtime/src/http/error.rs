@@ -36,12 +36,30 @@ pub(super) struct Envelope {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
-        ApiError { status, body: ErrorBody { message, kind, param: None, code } }
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: Option<&'static str>,
+        message: String,
+    ) -> Self {
+        ApiError {
+            status,
+            body: ErrorBody {
+                message,
+                kind,
+                param: None,
+                code,
+            },
+        }
     }
 
     fn bad_request(code: Option<&'static str>, message: String) -> Self {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message)
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            code,
+            message,
+        )
     }
 
     /// 400: the body is not what it should be.
@@ -71,62 +89,125 @@ impl ApiError {
 
     /// 401: there is a key, and it was not sent.
     pub(super) fn unauthorized() -> Self {
-        let message = "this server wants an API key: send the header `Authorization: Bearer KEY`".to_owned();
-        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
+        let message =
+            "this server wants an API key: send the header `Authorization: Bearer KEY`".to_owned();
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            Some("invalid_api_key"),
+            message,
+        )
     }
 
     /// 404: another model is served.
     pub(super) fn no_such_model(given: &str, served: &str) -> Self {
-        let message = format!("the model `{}` is not served here; `{served}` is", shortened(given));
-        let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), message);
+        let message = format!(
+            "the model `{}` is not served here; `{served}` is",
+            shortened(given)
+        );
+        let error = ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            Some("model_not_found"),
+            message,
+        );
         error.about("model")
     }
 
     /// 404: no such route.
     pub(super) fn no_such_route(path: &str) -> Self {
-        let message = format!("there is no route `{}`; GET /openapi.json lists them", shortened(path));
-        ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("not_found"), message)
+        let message = format!(
+            "there is no route `{}`; GET /openapi.json lists them",
+            shortened(path)
+        );
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            Some("not_found"),
+            message,
+        )
     }
 
     /// 405: the route exists with another method.
     pub(super) fn method_not_allowed(method: &str, path: &str, allowed: &str) -> Self {
         let message = format!("`{path}` is not for {}; use {allowed}", shortened(method));
-        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", Some("method_not_allowed"), message)
+        ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            Some("method_not_allowed"),
+            message,
+        )
     }
 
     /// 408: the body did not come.
     pub(super) fn body_too_slow(seconds: u64) -> Self {
         let message = format!("the request body did not arrive within {seconds} s");
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("request_timeout"), message)
+        ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            Some("request_timeout"),
+            message,
+        )
     }
 
     /// 413: the body is larger than is allowed.
     pub(super) fn body_too_large(limit: usize) -> Self {
-        let message = format!("the request body is larger than {limit} bytes, the limit of this server (`server.max_body`)");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", Some("request_too_large"), message)
+        let message = format!(
+            "the request body is larger than {limit} bytes, the limit of this server (`server.max_body`)"
+        );
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            Some("request_too_large"),
+            message,
+        )
     }
 
     /// 415: the body is declared to be something else than JSON.
     pub(super) fn not_json(given: &str) -> Self {
-        let message = format!("the content type is `{}`; send `Content-Type: application/json`", shortened(given));
-        ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", Some("unsupported_media_type"), message)
+        let message = format!(
+            "the content type is `{}`; send `Content-Type: application/json`",
+            shortened(given)
+        );
+        ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            Some("unsupported_media_type"),
+            message,
+        )
     }
 
     /// 503: later or elsewhere it may work.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message.into())
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            Some("overloaded"),
+            message.into(),
+        )
     }
 
     /// 504: the request took longer than is allowed.
     pub(super) fn timed_out(seconds: f64) -> Self {
-        let message =
-            format!("the request was not finished within {seconds} s, the limit of this server (`server.request_timeout_s`)");
-        ApiError::new(StatusCode::GATEWAY_TIMEOUT, "server_error", Some("request_timeout"), message)
+        let message = format!(
+            "the request was not finished within {seconds} s, the limit of this server (`server.request_timeout_s`)"
+        );
+        ApiError::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "server_error",
+            Some("request_timeout"),
+            message,
+        )
     }
 
     /// 500: it is the server's fault.
     pub(super) fn internal(message: impl Into<String>) -> Self {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message.into())
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            None,
+            message.into(),
+        )
     }
 
     /// Names the field at fault.
@@ -137,7 +218,9 @@ impl ApiError {
 
     /// The body, for an answer that has begun already.
     pub(super) fn envelope(&self) -> Envelope {
-        Envelope { error: self.body.clone() }
+        Envelope {
+            error: self.body.clone(),
+        }
     }
 }
 
@@ -145,9 +228,11 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match &error {
             overload if overload.is_overload() => ApiError::unavailable(error.to_string()),
-            SubmitError::TooLong { prompt, max_tokens, context } => {
-                ApiError::too_long("max_tokens", *prompt, u64::from(*max_tokens), *context)
-            }
+            SubmitError::TooLong {
+                prompt,
+                max_tokens,
+                context,
+            } => ApiError::too_long("max_tokens", *prompt, u64::from(*max_tokens), *context),
             SubmitError::Sampling(sampling) => ApiError::invalid(sampling.field, error.to_string()),
             _ => ApiError::invalid("prompt", error.to_string()),
         }
@@ -196,7 +281,11 @@ mod tests {
 
     #[test]
     fn what_may_work_later_is_503_and_says_when() {
-        for error in [SubmitError::QueueFull { waiting: 7 }, SubmitError::Draining, SubmitError::Stopped] {
+        for error in [
+            SubmitError::QueueFull { waiting: 7 },
+            SubmitError::Draining,
+            SubmitError::Stopped,
+        ] {
             let response = ApiError::from(error).into_response();
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(response.headers()[header::RETRY_AFTER], "1");
@@ -207,13 +296,32 @@ mod tests {
     fn what_can_never_work_is_400_and_names_the_field() {
         let cases = [
             (SubmitError::EmptyPrompt, "prompt", None),
-            (SubmitError::UnknownToken { token: 9, position: 0, vocab: 5 }, "prompt", None),
-            (SubmitError::TooLong { prompt: 5, max_tokens: 6, context: 10 }, "max_tokens", Some("context_length_exceeded")),
+            (
+                SubmitError::UnknownToken {
+                    token: 9,
+                    position: 0,
+                    vocab: 5,
+                },
+                "prompt",
+                None,
+            ),
+            (
+                SubmitError::TooLong {
+                    prompt: 5,
+                    max_tokens: 6,
+                    context: 10,
+                },
+                "max_tokens",
+                Some("context_length_exceeded"),
+            ),
         ];
         for (error, param, code) in cases {
             let error = ApiError::from(error);
             assert_eq!(error.status, StatusCode::BAD_REQUEST);
-            assert_eq!((error.body.param.as_deref(), error.body.code), (Some(param), code));
+            assert_eq!(
+                (error.body.param.as_deref(), error.body.code),
+                (Some(param), code)
+            );
         }
     }
 

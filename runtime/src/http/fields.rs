@@ -18,8 +18,13 @@ impl Fields {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(left)) => Ok(Fields { left }),
-            Ok(other) => Err(ApiError::malformed(format!("the request body is {}; it must be a JSON object", shown(&other)))),
-            Err(error) => Err(ApiError::malformed(format!("the request body is not valid JSON: {error}"))),
+            Ok(other) => Err(ApiError::malformed(format!(
+                "the request body is {}; it must be a JSON object",
+                shown(&other)
+            ))),
+            Err(error) => Err(ApiError::malformed(format!(
+                "the request body is not valid JSON: {error}"
+            ))),
         }
     }
 
@@ -33,16 +38,24 @@ impl Fields {
     }
 
     /// A whole number; `2.0` is one too, as JSON does not tell.
-    pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<i128>) -> Result<Option<i128>, ApiError> {
+    pub(super) fn integer(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<i128>,
+    ) -> Result<Option<i128>, ApiError> {
         let expected = match (*range.start(), *range.end()) {
             (low, high) if high >= i128::from(i64::MAX) => format!("a whole number, {low} or more"),
             (low, high) => format!("a whole number from {low} to {high}"),
         };
-        self.typed(name, &expected, |value| whole(value).filter(|number| range.contains(number)))
+        self.typed(name, &expected, |value| {
+            whole(value).filter(|number| range.contains(number))
+        })
     }
 
     pub(super) fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
-        self.typed(name, "a number", |value| value.as_f64().map(|number| number as f32))
+        self.typed(name, "a number", |value| {
+            value.as_f64().map(|number| number as f32)
+        })
     }
 
     pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
@@ -55,7 +68,13 @@ impl Fields {
 
     /// A list of token ids.
     pub(super) fn token_ids(&mut self, name: &str) -> Result<Option<Vec<u32>>, ApiError> {
-        let ids = |value: &Value| value.as_array()?.iter().map(token_id).collect::<Option<Vec<u32>>>();
+        let ids = |value: &Value| {
+            value
+                .as_array()?
+                .iter()
+                .map(token_id)
+                .collect::<Option<Vec<u32>>>()
+        };
         self.typed(name, "a list of token ids", ids)
     }
 
@@ -63,21 +82,34 @@ impl Fields {
     pub(super) fn ignore_rest(self) {
         if !self.left.is_empty() {
             let names: Vec<String> = self.left.keys().map(|name| shortened(name)).collect();
-            tracing::debug!("The request has fields that this server ignores: {}", names.join(", "));
+            tracing::debug!(
+                "The request has fields that this server ignores: {}",
+                names.join(", ")
+            );
         }
     }
 
-    fn typed<T>(&mut self, name: &str, expected: &str, take: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>, ApiError> {
+    fn typed<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        take: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ApiError> {
         match self.value(name) {
             None => Ok(None),
-            Some(value) => take(&value).map(Some).ok_or_else(|| wrong(name, &value, expected)),
+            Some(value) => take(&value)
+                .map(Some)
+                .ok_or_else(|| wrong(name, &value, expected)),
         }
     }
 }
 
 /// The error for a field of the wrong type or out of range.
 pub(super) fn wrong(name: &str, given: &Value, expected: &str) -> ApiError {
-    ApiError::invalid(name, format!("`{name}` is {}; it must be {expected}", shown(given)))
+    ApiError::invalid(
+        name,
+        format!("`{name}` is {}; it must be {expected}", shown(given)),
+    )
 }
 
 /// The token id that a value is.
@@ -87,8 +119,16 @@ pub(super) fn token_id(value: &Value) -> Option<u32> {
 
 fn whole(value: &Value) -> Option<i128> {
     let number = value.as_number()?;
-    let exact = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
-    exact.or_else(|| number.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i128))
+    let exact = number
+        .as_i64()
+        .map(i128::from)
+        .or_else(|| number.as_u64().map(i128::from));
+    exact.or_else(|| {
+        number
+            .as_f64()
+            .filter(|number| number.fract() == 0.0)
+            .map(|number| number as i128)
+    })
 }
 
 /// A value for a message.
@@ -118,9 +158,14 @@ mod tests {
 
     #[test]
     fn a_wrong_type_is_refused_with_name_value_and_range() {
-        let error = fields(r#"{"max_tokens": "5"}"#).integer("max_tokens", 1..=16).unwrap_err();
+        let error = fields(r#"{"max_tokens": "5"}"#)
+            .integer("max_tokens", 1..=16)
+            .unwrap_err();
         assert_eq!(error.body.param.as_deref(), Some("max_tokens"));
-        assert_eq!(error.body.message, "`max_tokens` is \"5\"; it must be a whole number from 1 to 16");
+        assert_eq!(
+            error.body.message,
+            "`max_tokens` is \"5\"; it must be a whole number from 1 to 16"
+        );
         assert!(fields(r#"{"a": 1}"#).flag("a").is_err());
         assert!(fields(r#"{"a": true}"#).number("a").is_err());
         assert!(fields(r#"{"a": []}"#).text("a").is_err());
@@ -129,17 +174,44 @@ mod tests {
 
     #[test]
     fn whole_numbers_in_any_notation() {
-        for (json, expected) in [("5", 5), ("5.0", 5), ("5e0", 5), ("1e18", 10i128.pow(18)), ("18446744073709551615", (1 << 64) - 1)] {
-            assert_eq!(fields(&format!(r#"{{"a": {json}}}"#)).integer("a", 0..=i128::MAX).unwrap(), Some(expected), "{json}");
+        for (json, expected) in [
+            ("5", 5),
+            ("5.0", 5),
+            ("5e0", 5),
+            ("1e18", 10i128.pow(18)),
+            ("18446744073709551615", (1 << 64) - 1),
+        ] {
+            assert_eq!(
+                fields(&format!(r#"{{"a": {json}}}"#))
+                    .integer("a", 0..=i128::MAX)
+                    .unwrap(),
+                Some(expected),
+                "{json}"
+            );
         }
         for json in ["5.5", "-1", "1e300", "false"] {
-            assert!(fields(&format!(r#"{{"a": {json}}}"#)).integer("a", 0..=1 << 64).is_err(), "{json}");
+            assert!(
+                fields(&format!(r#"{{"a": {json}}}"#))
+                    .integer("a", 0..=1 << 64)
+                    .is_err(),
+                "{json}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_json_object_is_refused() {
-        for body in [&b"{"[..], b"", b"[]", b"5", b"{\"a\": NaN}", b"{\"a\": Infinity}", b"{\"a\": 1e999}", b"\xff{}", b"{\"a\": \"\xc3\"}"] {
+        for body in [
+            &b"{"[..],
+            b"",
+            b"[]",
+            b"5",
+            b"{\"a\": NaN}",
+            b"{\"a\": Infinity}",
+            b"{\"a\": 1e999}",
+            b"\xff{}",
+            b"{\"a\": \"\xc3\"}",
+        ] {
             assert!(Fields::parse(body).is_err(), "{body:?}");
         }
         assert!(Fields::parse("[".repeat(100_000).as_bytes()).is_err());

@@ -26,13 +26,20 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
     let reason = if pulse.draining {
         Some("the server is draining and takes no new requests".to_owned())
     } else if pulse.silent {
-        Some(format!("the cluster's frontend has not answered for {:.1} s", pulse.silence.as_secs_f64()))
+        Some(format!(
+            "the cluster's frontend has not answered for {:.1} s",
+            pulse.silence.as_secs_f64()
+        ))
     } else {
         None
     };
     match reason {
         None => Json(json!({"ready": true})).into_response(),
-        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "reason": reason}))).into_response(),
+        Some(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({"ready": false, "reason": reason})),
+        )
+            .into_response(),
     }
 }
 
@@ -43,13 +50,21 @@ pub(super) async fn progress(State(app): State<App>) -> Response {
     if pulse.silent {
         state = pulse::State::Stalled;
     }
-    let status = if state == pulse::State::Stalled { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let status = if state == pulse::State::Stalled {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
     let body = ProgressBody {
         state,
         live: pulse.progress.live,
         waiting: pulse.progress.waiting,
         steps: pulse.progress.steps,
-        seconds_without_step: if pulse.progress.live == 0 { 0.0 } else { pulse.still.as_secs_f64() },
+        seconds_without_step: if pulse.progress.live == 0 {
+            0.0
+        } else {
+            pulse.still.as_secs_f64()
+        },
         stalled_after_seconds: STALLED_AFTER.as_secs_f64(),
         seconds_since_answer: pulse.silence.as_secs_f64(),
     };

@@ -1,10 +1,8 @@
 //! Log-probabilities in the two forms that OpenAI's API has: chat's list of objects, and the parallel lists of completions.
 
-use std::collections::HashSet;
 use std::fmt::Write;
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use volley_actors::TokenLogprob;
 use volley_models::{Detokenizer, Tokenizer};
 
@@ -36,13 +34,23 @@ impl ChatLogprobs {
     pub(super) fn new(tokenizer: &Tokenizer, logprobs: &[TokenLogprob]) -> Self {
         let token = |id: u32, logprob: f32| {
             let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-            ChatToken { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
+            ChatToken {
+                token: String::from_utf8_lossy(&bytes).into_owned(),
+                logprob: finite(logprob),
+                bytes,
+            }
         };
         let content = logprobs.iter().map(|entry| ChatLogprob {
             token: token(entry.token, entry.logprob),
-            top_logprobs: entry.top.iter().map(|&(id, logprob)| token(id, logprob)).collect(),
+            top_logprobs: entry
+                .top
+                .iter()
+                .map(|&(id, logprob)| token(id, logprob))
+                .collect(),
         });
-        ChatLogprobs { content: content.collect() }
+        ChatLogprobs {
+            content: content.collect(),
+        }
     }
 }
 
@@ -55,12 +63,17 @@ pub(super) struct CompletionLogprobs {
     token_logprobs: Vec<Option<f32>>,
     tokens: Vec<String>,
     /// Best first; the token itself is always among them.
-    top_logprobs: Vec<Option<Map<String, Value>>>,
+    top_logprobs: Vec<Option<Top>>,
 }
 
 impl CompletionLogprobs {
     /// Appends the tokens of a prompt; `logprobs` are those from the second on.
-    pub(super) fn prompt(&mut self, writer: &mut LogprobWriter, prompt: &[u32], logprobs: &[TokenLogprob]) {
+    pub(super) fn prompt(
+        &mut self,
+        writer: &mut LogprobWriter,
+        prompt: &[u32],
+        logprobs: &[TokenLogprob],
+    ) {
         if let Some(&first) = prompt.first() {
             self.text_offset.push(writer.offset(first));
             self.token_logprobs.push(None);
@@ -77,7 +90,7 @@ impl CompletionLogprobs {
             self.text_offset.push(writer.offset(entry.token));
             self.token_logprobs.push(Some(finite(entry.logprob)));
             self.tokens.push(name(&tokenizer, entry.token));
-            self.top_logprobs.push(Some(top(&tokenizer, entry)));
+            self.top_logprobs.push(Some(Top::new(&tokenizer, entry)));
         }
     }
 }
@@ -93,7 +106,11 @@ pub(super) struct LogprobWriter {
 impl LogprobWriter {
     /// Begins `chars` characters into the text.
     pub(super) fn new(tokenizer: &Tokenizer, skip_special: bool, chars: usize) -> Self {
-        LogprobWriter { tokenizer: tokenizer.clone(), detokenizer: tokenizer.detokenizer(skip_special), chars }
+        LogprobWriter {
+            tokenizer: tokenizer.clone(),
+            detokenizer: tokenizer.detokenizer(skip_special),
+            chars,
+        }
     }
 
     fn offset(&mut self, token: u32) -> usize {
@@ -106,28 +123,43 @@ impl LogprobWriter {
     }
 }
 
-fn top(tokenizer: &Tokenizer, entry: &TokenLogprob) -> Map<String, Value> {
-    let mut seen = HashSet::new();
-    let own = (entry.token, entry.logprob);
-    entry
-        .top
-        .iter()
-        .chain([&own])
-        // Different tokens may have the same name; the most probable one keeps it.
-        .map(|&(id, logprob)| (name(tokenizer, id), Value::from(finite(logprob))))
-        .filter(|(name, _)| seen.insert(name.clone()))
-        .collect()
+/// Names and log-probabilities, written as an object in this order.
+#[derive(Debug)]
+struct Top(Vec<(String, f32)>);
+
+impl Top {
+    fn new(tokenizer: &Tokenizer, entry: &TokenLogprob) -> Self {
+        let own = (entry.token, entry.logprob);
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
+        for &(id, logprob) in entry.top.iter().chain([&own]) {
+            let name = name(tokenizer, id);
+            // Different tokens may have the same name; the most probable one keeps it.
+            if top.iter().all(|(other, _)| *other != name) {
+                top.push((name, finite(logprob)));
+            }
+        }
+        Top(top)
+    }
+}
+
+impl Serialize for Top {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, logprob)| (name, logprob)))
+    }
 }
 
 /// A token as a name: its text, or its bytes as OpenAI writes them where they are no text alone.
 fn name(tokenizer: &Tokenizer, id: u32) -> String {
     let bytes = tokenizer.token_bytes(id).unwrap_or_default();
     String::from_utf8(bytes).unwrap_or_else(|error| {
-        error.as_bytes().iter().fold("bytes:".to_owned(), |mut name, byte| {
-            // Writing to a string does not fail.
-            let _ = write!(name, "\\x{byte:02x}");
-            name
-        })
+        error
+            .as_bytes()
+            .iter()
+            .fold("bytes:".to_owned(), |mut name, byte| {
+                // Writing to a string does not fail.
+                let _ = write!(name, "\\x{byte:02x}");
+                name
+            })
     })
 }
 
@@ -141,12 +173,19 @@ mod tests {
     use crate::text::testing::byte_tokenizer;
 
     fn entry(token: u32, logprob: f32, top: &[(u32, f32)]) -> TokenLogprob {
-        TokenLogprob { token, logprob, top: top.to_vec() }
+        TokenLogprob {
+            token,
+            logprob,
+            top: top.to_vec(),
+        }
     }
 
     #[test]
     fn chat_gives_text_and_bytes_of_each_token() {
-        let logprobs = ChatLogprobs::new(&byte_tokenizer(), &[entry(97, -0.5, &[(97, -0.5), (0xe4, f32::NEG_INFINITY)])]);
+        let logprobs = ChatLogprobs::new(
+            &byte_tokenizer(),
+            &[entry(97, -0.5, &[(97, -0.5), (0xe4, f32::NEG_INFINITY)])],
+        );
         let expected = serde_json::json!({"content": [{
             "token": "a", "logprob": -0.5, "bytes": [97],
             "top_logprobs": [
@@ -164,7 +203,11 @@ mod tests {
         let mut logprobs = CompletionLogprobs::default();
         // "aä", where the second character is two tokens.
         let prompt = [97, 0xc3, 0xa4];
-        logprobs.prompt(&mut writer, &prompt, &[entry(0xc3, -1.0, &[]), entry(0xa4, -2.0, &[(98, -0.25)])]);
+        logprobs.prompt(
+            &mut writer,
+            &prompt,
+            &[entry(0xc3, -1.0, &[]), entry(0xa4, -2.0, &[(98, -0.25)])],
+        );
         logprobs.extend(&mut writer, &[entry(99, -3.0, &[(99, -3.0)])]);
         let expected = serde_json::json!({
             "text_offset": [0, 1, 1, 2],

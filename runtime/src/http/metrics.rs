@@ -8,7 +8,7 @@ use metrics::{counter, describe_counter, describe_gauge};
 use super::routes::ROUTES;
 use super::state::App;
 
-/// Requests answered, by route as in [`ROUTES`] (`other` where there is none) and by status.
+/// Requests answered, by route (`other` where there is none) and by status.
 pub const REQUESTS: &str = "volley_http_requests_total";
 /// Requests whose answer is not complete.
 pub const IN_FLIGHT: &str = "volley_http_requests_in_flight";
@@ -25,7 +25,11 @@ pub const ALL: &[(&str, &str)] = &[
 /// Describes the metrics to the installed recorder and registers them at zero.
 pub(super) fn register() {
     for &(name, help) in ALL {
-        if name.ends_with("_total") { describe_counter!(name, help) } else { describe_gauge!(name, help) }
+        if name.ends_with("_total") {
+            describe_counter!(name, help)
+        } else {
+            describe_gauge!(name, help)
+        }
     }
     for route in ROUTES {
         let _ = counter!(REQUESTS, "route" => route.path, "status" => "200");

@@ -1,7 +1,7 @@
 //! The HTTP API: OpenAI's chat and completions, what operators need beside it, and nothing that waits for ever.
 //!
-//! A request goes [`routes`] -> [`body`] -> [`fields`] -> [`generation`] with [`chat`] or [`completions`] -> [`choices`] -> an answer at once or a
-//! [`stream`]. Whatever goes wrong on the way becomes an [`error`].
+//! A request goes `routes` -> `body` -> `fields` -> `generation` with `chat` or `completions` -> `choices` -> an answer at once or a `stream`.
+//! Whatever goes wrong on the way becomes an `error`.
 //!
 //! The API runs on threads of its own, so a flood of requests costs the workers nothing but the processor.
 

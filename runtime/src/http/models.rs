@@ -8,11 +8,21 @@ use super::error::ApiError;
 use super::state::App;
 
 pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: vec![Model::served(&app)] })
+    Json(ModelList {
+        object: "list",
+        data: vec![Model::served(&app)],
+    })
 }
 
-pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
-    if id == app.engine.model { Ok(Json(Model::served(&app))) } else { Err(ApiError::no_such_model(&id, &app.engine.model)) }
+pub(super) async fn one(
+    State(app): State<App>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
+    if id == app.engine.model {
+        Ok(Json(Model::served(&app)))
+    } else {
+        Err(ApiError::no_such_model(&id, &app.engine.model))
+    }
 }
 
 #[derive(Serialize)]
@@ -34,6 +44,12 @@ pub(super) struct Model {
 impl Model {
     fn served(app: &App) -> Self {
         let engine = &app.engine;
-        Model { id: engine.model.clone(), object: "model", created: engine.created, owned_by: "volley", max_model_len: engine.context }
+        Model {
+            id: engine.model.clone(),
+            object: "model",
+            created: engine.created,
+            owned_by: "volley",
+            max_model_len: engine.context,
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! Around every request: its id, the access log, the metrics.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use metrics::{Gauge, counter, gauge};
 
 use super::ids;
@@ -21,7 +23,10 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let in_flight = InFlight::new();
     let id = request_id(request.headers().get(REQUEST_ID));
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "other".to_owned(), |path| path.as_str().to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
 
     let mut response = next.run(request).await;
@@ -35,12 +40,11 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         "{method} {path}"
     );
     response.headers_mut().insert(REQUEST_ID, id);
-    // The body takes the counter with it.
     response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _ = &in_flight;
-            frame
-        }))
+        Body::new(Observed {
+            body,
+            _in_flight: in_flight,
+        })
     })
 }
 
@@ -48,7 +52,9 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
     let given = given.filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()) && id.to_str().is_ok());
     // Hexadecimal digits are a valid header.
-    given.cloned().unwrap_or_else(|| HeaderValue::from_str(&ids::name("req-")).unwrap_or(HeaderValue::from_static("req")))
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&ids::name("req-")).unwrap_or(HeaderValue::from_static("req"))
+    })
 }
 
 /// Counts a request until its answer is complete or given up.
@@ -65,5 +71,32 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+    }
+}
+
+/// A body that keeps its request counted.
+struct Observed {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    // Answers that are complete keep their content-length.
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -29,9 +29,17 @@ mod tests {
             .as_object()
             .unwrap()
             .iter()
-            .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(|method| (method.clone(), path.clone())))
+            .flat_map(|(path, methods)| {
+                methods
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .map(|method| (method.clone(), path.clone()))
+            })
             .collect();
-        let routes = ROUTES.iter().map(|route| (route.method.to_owned(), route.path.replace("{*", "{")));
+        let routes = ROUTES
+            .iter()
+            .map(|route| (route.method.to_owned(), route.path.replace("{*", "{")));
         assert_eq!(documented, routes.collect());
     }
 
@@ -40,7 +48,9 @@ mod tests {
         let document = document();
         for route in ROUTES {
             let operation = &document["paths"][route.path.replace("{*", "{")][route.method];
-            let wants_key = operation.get("security").is_some_and(|security| security != &serde_json::json!([]));
+            let wants_key = operation
+                .get("security")
+                .is_some_and(|security| security != &serde_json::json!([]));
             assert_eq!(wants_key, route.access == Access::Key, "{}", route.path);
         }
     }

@@ -92,7 +92,9 @@ impl Pulse {
             stopping: false,
             draining: false,
         };
-        Pulse { shared: Arc::new(Mutex::new(shared)) }
+        Pulse {
+            shared: Arc::new(Mutex::new(shared)),
+        }
     }
 
     /// Asks the cluster again and again, for ever.

@@ -30,19 +30,37 @@ pub(super) enum Access {
     Key,
 }
 
-const fn route(method: &'static str, path: &'static str, access: Access, handler: fn() -> MethodRouter<App>) -> Route {
-    Route { method, path, access, handler }
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    access: Access,
+    handler: fn() -> MethodRouter<App>,
+) -> Route {
+    Route {
+        method,
+        path,
+        access,
+        handler,
+    }
 }
 
 /// Every route.
 pub(super) const ROUTES: &[Route] = &[
-    route("post", "/v1/chat/completions", Access::Key, || post(chat::chat)),
-    route("post", "/v1/completions", Access::Key, || post(completions::completions)),
+    route("post", "/v1/chat/completions", Access::Key, || {
+        post(chat::chat)
+    }),
+    route("post", "/v1/completions", Access::Key, || {
+        post(completions::completions)
+    }),
     route("get", "/v1/models", Access::Key, || get(models::list)),
     // Names of models may have slashes.
     route("get", "/v1/models/{*id}", Access::Key, || get(models::one)),
-    route("post", "/tokenize", Access::Key, || post(tokenize::tokenize)),
-    route("post", "/detokenize", Access::Key, || post(tokenize::detokenize)),
+    route("post", "/tokenize", Access::Key, || {
+        post(tokenize::tokenize)
+    }),
+    route("post", "/detokenize", Access::Key, || {
+        post(tokenize::detokenize)
+    }),
     route("get", "/admin/state", Access::Key, || get(admin::state)),
     route("get", "/admin/experts", Access::Key, || get(admin::experts)),
     route("get", "/metrics", Access::Open, || get(metrics::metrics)),
@@ -50,7 +68,9 @@ pub(super) const ROUTES: &[Route] = &[
     route("get", "/readyz", Access::Open, || get(health::ready)),
     route("get", "/progressz", Access::Open, || get(health::progress)),
     route("get", "/version", Access::Open, || get(admin::version)),
-    route("get", "/openapi.json", Access::Open, || get(openapi::openapi)),
+    route("get", "/openapi.json", Access::Open, || {
+        get(openapi::openapi)
+    }),
     route("get", "/", Access::Open, || get(admin::index)),
 ];
 
@@ -72,7 +92,10 @@ pub(super) fn router(app: App) -> Router {
 }
 
 async fn method_not_allowed(path: MatchedPath, method: Method) -> ApiError {
-    let allowed = ROUTES.iter().find(|route| route.path == path.as_str()).map_or("", |route| route.method);
+    let allowed = ROUTES
+        .iter()
+        .find(|route| route.path == path.as_str())
+        .map_or("", |route| route.method);
     ApiError::method_not_allowed(method.as_str(), path.as_str(), &allowed.to_uppercase())
 }
 
@@ -84,14 +107,22 @@ async fn with_key(State(app): State<App>, request: axum::extract::Request, next:
 }
 
 fn has_key(headers: &HeaderMap, key: &str) -> bool {
-    let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let Some((scheme, given)) = given.and_then(|given| given.split_at_checked("Bearer ".len())) else { return false };
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .map(|value| value.as_bytes());
+    let Some((scheme, given)) = given.and_then(|given| given.split_at_checked("Bearer ".len()))
+    else {
+        return false;
+    };
     scheme.eq_ignore_ascii_case(b"Bearer ") && same(given, key.as_bytes())
 }
 
 /// Compares in a time that tells nothing but the lengths.
 fn same(given: &[u8], key: &[u8]) -> bool {
-    let difference = given.iter().zip(key).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+    let difference = given
+        .iter()
+        .zip(key)
+        .fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
     given.len() == key.len() && difference == 0
 }
 
@@ -104,11 +135,22 @@ mod tests {
     #[test]
     fn only_the_right_key_opens() {
         let opens = |value: &str| {
-            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap())]);
+            let headers = HeaderMap::from_iter([(
+                header::AUTHORIZATION,
+                HeaderValue::from_str(value).unwrap(),
+            )]);
             has_key(&headers, "secret")
         };
         assert!(opens("Bearer secret") && opens("bearer secret"));
-        for wrong in ["Bearer secreT", "Bearer secret2", "Bearer secre", "Bearer ", "secret", "Basic secret", ""] {
+        for wrong in [
+            "Bearer secreT",
+            "Bearer secret2",
+            "Bearer secre",
+            "Bearer ",
+            "secret",
+            "Basic secret",
+            "",
+        ] {
             assert!(!opens(wrong), "{wrong}");
         }
         assert!(!has_key(&HeaderMap::new(), "secret"));

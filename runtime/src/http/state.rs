@@ -56,9 +56,19 @@ pub(super) struct App {
 }
 
 impl App {
-    pub(super) fn new(engine: Arc<Engine>, options: HttpOptions, metrics: PrometheusHandle) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        options: HttpOptions,
+        metrics: PrometheusHandle,
+    ) -> Self {
         let preparing = Arc::new(Semaphore::new(PREPARING_MAX));
-        App { engine, options: Arc::new(options), metrics, pulse: Pulse::new(), preparing }
+        App {
+            engine,
+            options: Arc::new(options),
+            metrics,
+            pulse: Pulse::new(),
+            preparing,
+        }
     }
 
     /// Runs what takes the processor for long (templates, tokenising) where it holds nobody up.
@@ -75,6 +85,10 @@ impl App {
             work(&engine)
         })
         .await;
-        done.unwrap_or_else(|error| Err(ApiError::internal(format!("the request's text could not be prepared: {error}"))))
+        done.unwrap_or_else(|error| {
+            Err(ApiError::internal(format!(
+                "the request's text could not be prepared: {error}"
+            )))
+        })
     }
 }

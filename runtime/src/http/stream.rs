@@ -31,12 +31,19 @@ pub(super) trait Chunks: Send + 'static {
 
 /// The response that streams `choices`.
 pub(super) fn respond(choices: Choices, chunks: impl Chunks) -> Response {
-    let state = Streaming { choices, chunks, ready: VecDeque::new(), ended: false };
+    let state = Streaming {
+        choices,
+        chunks,
+        ready: VecDeque::new(),
+        ended: false,
+    };
     let events = futures_util::stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response()
 }
 
 struct Streaming<C> {
@@ -65,7 +72,8 @@ impl<C: Chunks> Streaming<C> {
                     self.end();
                 }
                 None => {
-                    self.ready.extend(self.chunks.usage(self.choices.usage()).as_ref().map(data));
+                    self.ready
+                        .extend(self.chunks.usage(self.choices.usage()).as_ref().map(data));
                     self.end();
                 }
             }

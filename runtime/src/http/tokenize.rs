@@ -9,26 +9,56 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::state::App;
 
-pub(super) async fn tokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Tokens>, ApiError> {
+pub(super) async fn tokenize(
+    State(app): State<App>,
+    mut fields: Fields,
+) -> Result<Json<Tokens>, ApiError> {
     let add_special = fields.flag("add_special_tokens")?;
     let tokens = match fields.text("prompt")? {
         Some(prompt) => {
             let add_special = add_special.unwrap_or(true);
-            app.blocking(move |engine| Ok(engine.tokenizer.encode(&prompt, add_special)?)).await?
+            app.blocking(move |engine| Ok(engine.tokenizer.encode(&prompt, add_special)?))
+                .await?
         }
-        None => Conversation::take(&mut fields, true)?.tokens(&app, add_special.unwrap_or(false)).await?,
+        None => {
+            Conversation::take(&mut fields, true)?
+                .tokens(&app, add_special.unwrap_or(false))
+                .await?
+        }
     };
-    Ok(Json(Tokens { count: tokens.len(), max_model_len: app.engine.context, tokens }))
+    Ok(Json(Tokens {
+        count: tokens.len(),
+        max_model_len: app.engine.context,
+        tokens,
+    }))
 }
 
-pub(super) async fn detokenize(State(app): State<App>, mut fields: Fields) -> Result<Json<Text>, ApiError> {
-    let tokens = fields.token_ids("tokens")?.ok_or_else(|| ApiError::invalid("tokens", "`tokens` is missing; it must be a list of token ids"))?;
+pub(super) async fn detokenize(
+    State(app): State<App>,
+    mut fields: Fields,
+) -> Result<Json<Text>, ApiError> {
+    let tokens = fields.token_ids("tokens")?.ok_or_else(|| {
+        ApiError::invalid(
+            "tokens",
+            "`tokens` is missing; it must be a list of token ids",
+        )
+    })?;
     let vocab = app.engine.spec.vocab;
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-        return Err(ApiError::invalid("tokens", format!("`tokens` has {token}, which is not in the vocabulary of {vocab} tokens")));
+        return Err(ApiError::invalid(
+            "tokens",
+            format!("`tokens` has {token}, which is not in the vocabulary of {vocab} tokens"),
+        ));
     }
-    let prompt = app.blocking(move |engine| engine.tokenizer.decode(&tokens, false).map_err(|error| ApiError::from(error).about("tokens")));
-    Ok(Json(Text { prompt: prompt.await? }))
+    let prompt = app.blocking(move |engine| {
+        engine
+            .tokenizer
+            .decode(&tokens, false)
+            .map_err(|error| ApiError::from(error).about("tokens"))
+    });
+    Ok(Json(Text {
+        prompt: prompt.await?,
+    }))
 }
 
 #[derive(Serialize)]

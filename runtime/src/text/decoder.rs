@@ -28,7 +28,10 @@ impl Decoder {
             stop_tokens: request.request.stop_tokens.clone(),
             prompt: request.request.prompt_logprobs.map(|_| Vec::new()),
             pending: Delta::default(),
-            usage: Usage { prompt_tokens: request.request.prompt.len() as u64, completion_tokens: 0 },
+            usage: Usage {
+                prompt_tokens: request.request.prompt.len() as u64,
+                completion_tokens: 0,
+            },
         }
     }
 
@@ -58,14 +61,21 @@ impl Decoder {
         self.detokenizer.is_none()
     }
 
-    fn token(&mut self, token: u32, logprob: Option<TokenLogprob>, ready: &mut VecDeque<TextEvent>) {
+    fn token(
+        &mut self,
+        token: u32,
+        logprob: Option<TokenLogprob>,
+        ready: &mut VecDeque<TextEvent>,
+    ) {
         self.usage.completion_tokens += 1;
         self.pending.tokens.push(token);
         self.pending.logprobs.extend(logprob);
         if self.stop_tokens.contains(&token) {
             return;
         }
-        let Some(detokenizer) = &mut self.detokenizer else { return };
+        let Some(detokenizer) = &mut self.detokenizer else {
+            return;
+        };
         match detokenizer.push(token) {
             Ok(Some(text)) => {
                 self.pending.text += &self.stops.push(&text);
@@ -81,7 +91,9 @@ impl Decoder {
     }
 
     fn finish(&mut self, reason: FinishReason, ready: &mut VecDeque<TextEvent>) {
-        let Some(detokenizer) = self.detokenizer.take() else { return };
+        let Some(detokenizer) = self.detokenizer.take() else {
+            return;
+        };
         match detokenizer.finish() {
             Ok(text) => {
                 self.pending.text += &self.stops.push(&text.unwrap_or_default());
@@ -104,7 +116,10 @@ impl Decoder {
             ready.push_back(TextEvent::Delta(std::mem::take(&mut self.pending)));
         }
         self.pass_on(ready);
-        ready.push_back(TextEvent::Finished { reason, usage: self.usage });
+        ready.push_back(TextEvent::Finished {
+            reason,
+            usage: self.usage,
+        });
     }
 
     /// Tokens without text yet wait for it.

@@ -15,7 +15,11 @@ impl StopStrings {
     /// Looks for any of `stops`. Empty ones are passed over.
     pub fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
-        StopStrings { stops, held: String::new(), stopped: false }
+        StopStrings {
+            stops,
+            held: String::new(),
+            stopped: false,
+        }
     }
 
     /// Takes a piece and returns the text that is certain to come before any stop string. After the first stop string everything is swallowed.
@@ -53,7 +57,11 @@ impl StopStrings {
     fn first_stop(&self) -> Option<usize> {
         self.stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)))
+            .filter_map(|stop| {
+                self.held
+                    .find(stop.as_str())
+                    .map(|start| (start + stop.len(), start))
+            })
             .min()
             .map(|(_, start)| start)
     }
@@ -63,7 +71,9 @@ impl StopStrings {
         let held = self.held.as_bytes();
         let begun = |stop: &String| {
             let stop = stop.as_bytes();
-            (1..stop.len().min(held.len() + 1)).rev().find(|&length| held.ends_with(&stop[..length]))
+            (1..stop.len().min(held.len() + 1))
+                .rev()
+                .find(|&length| held.ends_with(&stop[..length]))
         };
         // A partial character cannot match: the first byte of a character differs from all later ones, and `held` ends with a whole one.
         self.stops.iter().filter_map(begun).max().unwrap_or(0)
@@ -78,7 +88,10 @@ mod tests {
 
     fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
         let mut strings = StopStrings::new(stops.iter().map(|&s| s.to_owned()).collect());
-        let mut text: String = pieces.into_iter().map(|piece| strings.push(piece)).collect();
+        let mut text: String = pieces
+            .into_iter()
+            .map(|piece| strings.push(piece))
+            .collect();
         text += &strings.finish();
         (text, strings.stopped())
     }
@@ -86,7 +99,10 @@ mod tests {
     #[test]
     fn a_stop_string_across_pieces_is_cut_off_with_all_that_follows() {
         assert_eq!(run(&["END"], ["a E", "N", "D b"]), ("a ".into(), true));
-        assert_eq!(run(&["END"], ["a E", "N", "d b"]), ("a ENd b".into(), false));
+        assert_eq!(
+            run(&["END"], ["a E", "N", "d b"]),
+            ("a ENd b".into(), false)
+        );
         assert_eq!(run(&["END"], ["a EN"]), ("a EN".into(), false));
     }
 

@@ -30,7 +30,12 @@ pub(super) struct CompletionChunks {
 impl CompletionChunks {
     pub(super) fn new(form: Form, include_usage: bool) -> Self {
         let answers = form.prompts.len() * form.n;
-        CompletionChunks { head: form.head(), form, include_usage, writers: (0..answers).map(|_| None).collect() }
+        CompletionChunks {
+            head: form.head(),
+            form,
+            include_usage,
+            writers: (0..answers).map(|_| None).collect(),
+        }
     }
 
     /// The first chunk of an answer, if there is anything to say before its first token.
@@ -41,19 +46,36 @@ impl CompletionChunks {
         self.writers[index] = Some(self.form.writer(index));
         let echo = self.form.echo;
         let logprobs = match event {
-            ChoiceEvent::Prompt(logprobs) if echo => Some(self.form.prompt_logprobs(index, logprobs)),
+            ChoiceEvent::Prompt(logprobs) if echo => {
+                Some(self.form.prompt_logprobs(index, logprobs))
+            }
             _ => None,
         };
         let prompt_token_ids = self.form.prompt_token_ids(index);
         (echo || prompt_token_ids.is_some()).then(|| {
-            let text = if echo { self.form.prompt(index).text.clone() } else { String::new() };
+            let text = if echo {
+                self.form.prompt(index).text.clone()
+            } else {
+                String::new()
+            };
             let token_ids = self.form.token_ids.then(Vec::new);
-            self.chunk(CompletionChoice { index, text, logprobs, finish_reason: None, token_ids, prompt_token_ids })
+            self.chunk(CompletionChoice {
+                index,
+                text,
+                logprobs,
+                finish_reason: None,
+                token_ids,
+                prompt_token_ids,
+            })
         })
     }
 
     fn chunk(&self, choice: CompletionChoice) -> CompletionChunk {
-        CompletionChunk { head: self.head.clone(), choices: vec![choice], usage: self.include_usage.then_some(None) }
+        CompletionChunk {
+            head: self.head.clone(),
+            choices: vec![choice],
+            usage: self.include_usage.then_some(None),
+        }
     }
 }
 
@@ -62,21 +84,38 @@ impl Chunks for CompletionChunks {
 
     fn event(&mut self, index: usize, event: ChoiceEvent) -> Vec<CompletionChunk> {
         let mut chunks: Vec<CompletionChunk> = self.begin(index, &event).into_iter().collect();
-        let choice = CompletionChoice { index, text: String::new(), logprobs: None, finish_reason: None, token_ids: None, prompt_token_ids: None };
+        let choice = CompletionChoice {
+            index,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: None,
+            token_ids: None,
+            prompt_token_ids: None,
+        };
         match event {
             ChoiceEvent::Prompt(_) => {}
             ChoiceEvent::Delta(delta) => {
-                let writer = self.writers[index].as_mut().filter(|_| self.form.logprobs && !delta.tokens.is_empty());
+                let writer = self.writers[index]
+                    .as_mut()
+                    .filter(|_| self.form.logprobs && !delta.tokens.is_empty());
                 let logprobs = writer.map(|writer| {
                     let mut logprobs = CompletionLogprobs::default();
                     logprobs.extend(writer, &delta.logprobs);
                     logprobs
                 });
                 let token_ids = self.form.token_ids.then_some(delta.tokens);
-                chunks.push(self.chunk(CompletionChoice { text: delta.text, logprobs, token_ids, ..choice }));
+                chunks.push(self.chunk(CompletionChoice {
+                    text: delta.text,
+                    logprobs,
+                    token_ids,
+                    ..choice
+                }));
             }
             ChoiceEvent::Finished(reason) => {
-                chunks.push(self.chunk(CompletionChoice { finish_reason: Some(reason), ..choice }));
+                chunks.push(self.chunk(CompletionChoice {
+                    finish_reason: Some(reason),
+                    ..choice
+                }));
             }
         }
         chunks
@@ -84,6 +123,10 @@ impl Chunks for CompletionChunks {
 
     fn usage(&mut self, usage: Usage) -> Option<CompletionChunk> {
         let usage = Some(Some(usage.into()));
-        self.include_usage.then(|| CompletionChunk { head: self.head.clone(), choices: Vec::new(), usage })
+        self.include_usage.then(|| CompletionChunk {
+            head: self.head.clone(),
+            choices: Vec::new(),
+            usage,
+        })
     }
 }

@@ -8,7 +8,8 @@ use crate::http::fields::{Fields, token_id, wrong};
 
 /// Prompts of one request.
 const PROMPTS_MAX: usize = 1024;
-const EXPECTED: &str = "a string, a list of strings, a list of token ids or a list of lists of token ids";
+const EXPECTED: &str =
+    "a string, a list of strings, a list of token ids or a list of lists of token ids";
 
 /// The prompts as they were given.
 #[derive(Debug, PartialEq)]
@@ -30,18 +31,32 @@ pub(super) struct Tokenized {
 impl Given {
     pub(super) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let Some(value) = fields.value("prompt") else {
-            return Err(ApiError::invalid("prompt", format!("`prompt` is missing; it must be {EXPECTED}")));
+            return Err(ApiError::invalid(
+                "prompt",
+                format!("`prompt` is missing; it must be {EXPECTED}"),
+            ));
         };
         let given = Given::parse(&value).ok_or_else(|| wrong("prompt", &value, EXPECTED))?;
         match given.len() {
-            0 => Err(ApiError::invalid("prompt", "`prompt` is an empty list; give at least one prompt")),
+            0 => Err(ApiError::invalid(
+                "prompt",
+                "`prompt` is an empty list; give at least one prompt",
+            )),
             1..=PROMPTS_MAX => Ok(given),
-            count => Err(ApiError::invalid("prompt", format!("`prompt` has {count} prompts; {PROMPTS_MAX} are allowed"))),
+            count => Err(ApiError::invalid(
+                "prompt",
+                format!("`prompt` has {count} prompts; {PROMPTS_MAX} are allowed"),
+            )),
         }
     }
 
     /// Tokens of each prompt. Slow for long texts.
-    pub(super) fn tokenize(self, tokenizer: &Tokenizer, add_special: bool, echo: bool) -> Result<Vec<Tokenized>, ApiError> {
+    pub(super) fn tokenize(
+        self,
+        tokenizer: &Tokenizer,
+        add_special: bool,
+        echo: bool,
+    ) -> Result<Vec<Tokenized>, ApiError> {
         match self {
             Given::Texts(texts) => texts
                 .into_iter()
@@ -49,15 +64,29 @@ impl Given {
                     let tokens = tokenizer.encode(&text, add_special)?;
                     // Special tokens that the client wrote out are part of its text; those in front of it are not.
                     let written_out = tokens.iter().filter(|&&token| tokenizer.is_special(token));
-                    let skip_special = written_out.filter_map(|&token| tokenizer.token_text(token)).all(|token| !text.contains(&token));
-                    Ok(Tokenized { tokens, text, skip_special })
+                    let skip_special = written_out
+                        .filter_map(|&token| tokenizer.token_text(token))
+                        .all(|token| !text.contains(&token));
+                    Ok(Tokenized {
+                        tokens,
+                        text,
+                        skip_special,
+                    })
                 })
                 .collect(),
             Given::Tokens(lists) => lists
                 .into_iter()
                 .map(|tokens| {
-                    let text = if echo { tokenizer.decode(&tokens, false)? } else { String::new() };
-                    Ok(Tokenized { tokens, text, skip_special: false })
+                    let text = if echo {
+                        tokenizer.decode(&tokens, false)?
+                    } else {
+                        String::new()
+                    };
+                    Ok(Tokenized {
+                        tokens,
+                        text,
+                        skip_special: false,
+                    })
                 })
                 .collect(),
         }
@@ -83,10 +112,14 @@ impl Given {
                 Some(Given::Texts(texts.collect::<Option<_>>()?))
             }
             Some(Value::Array(_)) => {
-                let lists = list.iter().map(|tokens| tokens.as_array()?.iter().map(token_id).collect());
+                let lists = list
+                    .iter()
+                    .map(|tokens| tokens.as_array()?.iter().map(token_id).collect());
                 Some(Given::Tokens(lists.collect::<Option<_>>()?))
             }
-            Some(_) => Some(Given::Tokens(vec![list.iter().map(token_id).collect::<Option<_>>()?])),
+            Some(_) => Some(Given::Tokens(vec![
+                list.iter().map(token_id).collect::<Option<_>>()?,
+            ])),
         }
     }
 }
@@ -103,14 +136,35 @@ mod tests {
     #[test]
     fn all_four_forms() {
         assert_eq!(take("a".into()).unwrap(), Given::Texts(vec!["a".into()]));
-        assert_eq!(take(serde_json::json!(["a", "b"])).unwrap(), Given::Texts(vec!["a".into(), "b".into()]));
-        assert_eq!(take(serde_json::json!([1, 2])).unwrap(), Given::Tokens(vec![vec![1, 2]]));
-        assert_eq!(take(serde_json::json!([[1], [2, 3]])).unwrap(), Given::Tokens(vec![vec![1], vec![2, 3]]));
+        assert_eq!(
+            take(serde_json::json!(["a", "b"])).unwrap(),
+            Given::Texts(vec!["a".into(), "b".into()])
+        );
+        assert_eq!(
+            take(serde_json::json!([1, 2])).unwrap(),
+            Given::Tokens(vec![vec![1, 2]])
+        );
+        assert_eq!(
+            take(serde_json::json!([[1], [2, 3]])).unwrap(),
+            Given::Tokens(vec![vec![1], vec![2, 3]])
+        );
     }
 
     #[test]
     fn nothing_else() {
-        let wrong = ["null", "[]", "5", "{}", r#"["a", 1]"#, r#"[1, "a"]"#, "[[1], 2]", "[-1]", "[1.5]", "[4294967296]", "[[1, null]]"];
+        let wrong = [
+            "null",
+            "[]",
+            "5",
+            "{}",
+            r#"["a", 1]"#,
+            r#"[1, "a"]"#,
+            "[[1], 2]",
+            "[-1]",
+            "[1.5]",
+            "[4294967296]",
+            "[[1, null]]",
+        ];
         for json in wrong {
             let error = take(serde_json::from_str(json).unwrap()).unwrap_err();
             assert_eq!(error.body.param.as_deref(), Some("prompt"), "{json}");

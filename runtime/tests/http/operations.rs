@@ -1,0 +1,130 @@
+//! What operators and tools look at.
+
+use serde_json::{Value, json};
+
+use crate::server::{MODEL, Server, wait_until};
+
+#[test]
+fn models_are_listed_with_their_context() {
+    let server = Server::start();
+    let list = server.get("/v1/models").json();
+    assert_eq!(list["object"], "list");
+    assert_eq!(list["data"][0]["id"], MODEL);
+    assert_eq!(list["data"][0]["max_model_len"], 4096);
+}
+
+#[test]
+fn text_to_tokens_and_back() {
+    let server = Server::start();
+    let text = "First Citizen: caf\u{e9} \u{4f60}\u{597d}";
+    let tokens = server.ask("/tokenize", json!({"prompt": text}));
+    assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
+    assert_eq!(tokens["max_model_len"], 4096);
+    assert_eq!(
+        server.ask("/detokenize", json!({"tokens": tokens["tokens"]}))["prompt"],
+        text
+    );
+}
+
+#[test]
+fn health_and_progress() {
+    let server = Server::start();
+    assert_eq!(server.get("/livez").status, 200);
+    wait_until("the server is ready", || {
+        server.get("/readyz").status == 200
+    });
+    let before = server.get("/progressz").json()["steps"].as_u64().unwrap();
+    server.ask("/v1/completions", json!({"prompt": "a", "max_tokens": 3}));
+    wait_until("the steps are counted", || {
+        let progress = server.get("/progressz");
+        assert_eq!(progress.status, 200);
+        assert!(["ok", "idle"].contains(&progress.json()["state"].as_str().unwrap()));
+        progress.json()["steps"].as_u64().unwrap() > before
+    });
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let server = Server::start();
+    let value = |name: &str| -> f64 {
+        let text = server.get("/metrics").text();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let tokens = value("volley_generation_tokens_total");
+    let requests = value("volley_http_requests_total{route=\"/v1/completions\",status=\"200\"}");
+    let refused = "volley_http_requests_total{route=\"/v1/completions\",status=\"400\"}";
+    server.ask(
+        "/v1/completions",
+        json!({"prompt": "a", "max_tokens": 5, "ignore_eos": true}),
+    );
+    server.post("/v1/completions", &json!({}));
+    assert!(value("volley_generation_tokens_total") >= tokens + 5.0);
+    assert!(
+        value("volley_http_requests_total{route=\"/v1/completions\",status=\"200\"}")
+            >= requests + 1.0
+    );
+    assert!(value(refused) >= 1.0);
+    assert!(value("volley_http_requests_in_flight") >= 1.0);
+    assert!(value("volley_time_to_first_token_seconds_count") >= 1.0);
+}
+
+#[test]
+fn the_load_of_every_expert() {
+    let server = Server::start();
+    let total = |load: &Value| -> u64 {
+        load["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|layer| layer.as_array().unwrap())
+            .map(|n| n.as_u64().unwrap())
+            .sum()
+    };
+    let before = total(&server.get("/admin/experts").json());
+    server.ask(
+        "/v1/completions",
+        json!({"prompt": [1, 2, 3, 4], "max_tokens": 1}),
+    );
+    let load = server.get("/admin/experts").json();
+    assert_eq!((&load["layers"], &load["experts"]), (&json!(2), &json!(4)));
+    // Four tokens, two layers, two experts a token.
+    assert!(total(&load) >= before + 16, "{load}");
+}
+
+#[test]
+fn an_answer_says_how_long_it_is() {
+    let server = Server::start();
+    let answer = server.get("/v1/models");
+    let length = answer.header("content-length").unwrap().parse::<usize>();
+    assert_eq!(length, Ok(answer.body.len()));
+}
+
+#[test]
+fn a_request_keeps_its_id() {
+    let server = Server::start();
+    let given = server.request("GET", "/livez", &[("x-request-id", "my-id")], b"");
+    assert_eq!(given.header("x-request-id"), Some("my-id"));
+    let too_long = "a".repeat(1000);
+    for headers in [&[][..], &[("x-request-id", too_long.as_str())]] {
+        let made = server.request("GET", "/nothing", headers, b"");
+        assert!(made.header("x-request-id").unwrap().starts_with("req-"));
+    }
+}
+
+#[test]
+fn the_rest_answers() {
+    let server = Server::start();
+    assert_eq!(server.get("/openapi.json").json()["openapi"], "3.1.0");
+    assert_eq!(
+        server.get("/version").json()["version"],
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(server.get("/").text().lines().count(), 1);
+    let state = server.get("/admin/state").json();
+    assert_eq!(state["draining"], false);
+    assert_eq!(state["attention"][0]["alive"], true);
+}
