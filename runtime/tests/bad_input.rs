@@ -284,6 +284,8 @@ fn nonsense_and_huge_bodies_are_refused_and_a_stream_beside_them_goes_on() {
     assert_eq!(alone.len(), 3000);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when a check below fails, lest the scope wait for the streams for ever.
+        let finish = SetOnDrop(&done);
         // One stream after the other, as long as there is something to disturb them.
         let beside = scope.spawn(|| {
             let mut streams = 0;
@@ -347,9 +349,18 @@ fn nonsense_and_huge_bodies_are_refused_and_a_stream_beside_them_goes_on() {
                 "{name}: {answer}"
             );
         }
-        done.store(true, Ordering::SeqCst);
+        drop(finish);
         beside.join().unwrap();
     });
+}
+
+/// Sets a flag when it goes out of scope.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// The tokens of a streamed completion that must end as it should.

@@ -7,7 +7,7 @@ mod server;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
@@ -100,11 +100,7 @@ fn every_shape_of_the_cluster_answers_the_same_alone_and_in_company() {
         assert!(alone == *expected, "(M, N, m) = {shape:?}, alone");
         let company = Company::join(&server);
         let together = ask_all();
-        assert_eq!(
-            company.ended.load(Ordering::SeqCst),
-            0,
-            "requests ended before the comparison did: make them longer"
-        );
+        company.assert_running(&server);
         assert!(
             together == *expected,
             "(M, N, m) = {shape:?}, with {COMPANY} others"
@@ -114,35 +110,28 @@ fn every_shape_of_the_cluster_answers_the_same_alone_and_in_company() {
 
 /// Requests that run beside the ones under test until this is dropped.
 struct Company {
-    ended: Arc<AtomicUsize>,
-    stop: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Company {
     /// Starts them all and waits until each has had a token.
     fn join(server: &Server) -> Company {
-        let (begun, ended, stop) = (
+        let (begun, stop) = (
             Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicUsize::new(0)),
+            Arc::new(AtomicBool::new(false)),
         );
         let mut threads = Vec::new();
         for i in 0..COMPANY {
             let prompt: Vec<usize> = (0..=i).map(|token| 20 + (7 * token + i) % 200).collect();
             let body = json!({"prompt": prompt, "max_tokens": 4000, "seed": i, "temperature": 1.0, "ignore_eos": true, "stream": true});
             let mut stream = server.stream("/v1/completions", &body);
-            let (begun, ended, stop) = (begun.clone(), ended.clone(), stop.clone());
+            let (begun, stop) = (begun.clone(), stop.clone());
             threads.push(std::thread::spawn(move || {
                 let first = stream.event();
                 assert!(first.is_some());
                 begun.fetch_add(1, Ordering::SeqCst);
-                while stop.load(Ordering::SeqCst) == 0 {
-                    if stream.event().is_none() {
-                        ended.fetch_add(1, Ordering::SeqCst);
-                        return;
-                    }
-                }
+                while !stop.load(Ordering::SeqCst) && stream.event().is_some() {}
             }));
         }
         let until = Instant::now() + PATIENCE;
@@ -153,17 +142,39 @@ impl Company {
             );
             std::thread::sleep(Duration::from_millis(1));
         }
-        Company {
-            ended,
-            stop,
-            threads,
+        Company { stop, threads }
+    }
+
+    /// Fails unless all of them still run on the server, whatever of their answers has been read here.
+    fn assert_running(&self, server: &Server) {
+        assert!(
+            self.threads.iter().all(|thread| !thread.is_finished()),
+            "a request beside the compared one failed or ended"
+        );
+        // The gauge may be a moment old, but requests that have ended do not come back.
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let (status, metrics) = server.get("/metrics");
+            assert_eq!(status, 200);
+            let line = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("volley_num_requests_running "));
+            let running: f64 = line.expect("a gauge of running requests").parse().unwrap();
+            if running >= COMPANY as f64 {
+                return;
+            }
+            assert!(
+                Instant::now() < until,
+                "{running} of {COMPANY} requests still run: make them longer"
+            );
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
 
 impl Drop for Company {
     fn drop(&mut self) {
-        self.stop.store(1, Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
