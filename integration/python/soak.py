@@ -27,6 +27,7 @@ import argparse
 import array
 import asyncio
 import json
+import math
 import random
 import re
 import statistics
@@ -180,6 +181,10 @@ class Soak:
                 self.error(f"{name}: {given}, expected {expected}")
         if self.cancelled > self.hung_up:
             self.error(f"{self.cancelled} requests cancelled, only {self.hung_up} were hung up")
+        self.server_times = {
+            label: [self.quantile(name, p, grew) for p in (0.5, 0.99)]
+            for label, name in (("TTFT", "volley_time_to_first_token_seconds"), ("ITL", "volley_inter_token_latency_seconds"))
+        }
         self.preemptions = grew("volley_preemptions_total")
         # The one request that is in flight is the one for the metrics.
         rest = {"volley_num_requests_running": 0, "volley_num_requests_waiting": 0, "volley_kv_cache_usage_ratio": 0, "volley_http_requests_in_flight": 1}
@@ -187,6 +192,13 @@ class Soak:
             left = sum(value for key, value in after.items() if key[0] == name)
             if left != expected:
                 self.error(f"{name} is {left} at the end")
+
+    @staticmethod
+    def quantile(name, p, grew):
+        """The bucket in which the server's own quantile lies: its upper end in milliseconds."""
+        edges = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+        total = grew(f"{name}_count")
+        return next((1e3 * edge for edge in edges if grew(f"{name}_bucket", le=f"{edge:g}") >= p * total), math.inf)
 
     def check_memory(self):
         warm = [kib for at, kib in self.rss if at >= self.args.warm_seconds]
@@ -206,8 +218,11 @@ class Soak:
         print(f"requests     {self.sent} sent, {self.completed} completed, {self.hung_up} hung up ({self.cancelled} seen as cancelled), {self.preemptions} preemptions")
         received = self.tokens_completed + self.tokens_hung_up
         print(f"tokens       {received} received ({self.tokens_hung_up} of streams hung up), {self.counted} counted; {received / self.wall:.0f}/s")
-        print(f"TTFT         p50 {q(self.ttft, 0.5):.1f} ms, p99 {q(self.ttft, 0.99):.1f} ms")
-        print(f"ITL          p50 {q(self.itl, 0.5):.1f} ms, p99 {q(self.itl, 0.99):.1f} ms")
+        # Where this client is the bottleneck it reads several tokens at once (ITL 0) and all of them late: the server's
+        # own histograms are beside its times, as the upper ends of buckets.
+        for label, values in (("TTFT", self.ttft), ("ITL", self.itl)):
+            server = "p50 up to {:g} ms, p99 up to {:g} ms".format(*self.server_times[label])
+            print(f"{label:12} p50 {q(values, 0.5):.1f} ms, p99 {q(values, 0.99):.1f} ms as read here; by the server's metrics {server}")
         if self.memory:
             print(f"memory       {self.memory[0]:.1f} MiB after {self.args.warm_seconds} s, {self.memory[1]:.1f} MiB at the end")
         for error in self.errors[:20]:
