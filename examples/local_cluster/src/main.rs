@@ -31,7 +31,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     print!("{prompt}");
     while let Some(event) = stream.next().await {
         match event {
-            RequestEvent::Token { token, .. } => print!("{}", text.push(token)?.unwrap_or_default()),
+            RequestEvent::Token { token, .. } => {
+                print!("{}", text.push(token)?.unwrap_or_default())
+            }
             RequestEvent::Finished(FinishReason::Error(reason)) => return Err(reason.into()),
             RequestEvent::Finished(_) => println!("{}", text.finish()?.unwrap_or_default()),
             RequestEvent::Prompt(_) => {}
