@@ -74,7 +74,7 @@ fn load(
 ) -> Result<AttentionParts, String> {
     let worker = setup.worker;
     let mut progress = setup.progress.of(worker);
-    let module = AttentionModule::load(&*setup.weights, setup.options.clone(), &mut progress)
+    let module = AttentionModule::load(&*setup.weights, setup.options, &mut progress)
         .map_err(|error| error.to_string())?;
     Ok(AttentionParts {
         worker,
@@ -91,10 +91,9 @@ fn load(
         clock: setup.clock,
         recorder: setup.timeline.recorder(worker),
         report: Box::new(move |report| match frontend.try_send(report) {
-            Ok(()) => Ok(()),
-            Err(SendError::Full(report)) => Err(report),
+            Err(SendError::Full(report)) => Some(report),
             // Without a frontend there is nobody to report to; the worker is about to be stopped.
-            Err(SendError::Closed(_)) => Ok(()),
+            Ok(()) | Err(SendError::Closed(_)) => None,
         }),
         accuse: Box::new(move |epoch, peer, reason| {
             accuser.do_send(Accused {

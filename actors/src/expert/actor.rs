@@ -79,13 +79,8 @@ fn load(
     let experts = grouping
         .placement
         .local_experts(volley_transports::Layer(0), worker.index);
-    let module = ExpertModule::load(
-        &*setup.weights,
-        experts,
-        setup.options.clone(),
-        &mut progress,
-    )
-    .map_err(|error| error.to_string())?;
+    let module = ExpertModule::load(&*setup.weights, experts, setup.options, &mut progress)
+        .map_err(|error| error.to_string())?;
     Ok(ExpertParts {
         worker,
         module,
