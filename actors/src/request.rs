@@ -117,7 +117,7 @@ impl Sampling {
 
 /// A sampling parameter out of its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{field} is {value}; it must be from {low} to {high}")]
+#[error("{field} is {value}; it must be {} to {high}", least(*.low))]
 pub struct SamplingError {
     /// The parameter, as the API spells it.
     pub field: &'static str,
@@ -127,6 +127,15 @@ pub struct SamplingError {
     pub low: f32,
     /// The most that is allowed.
     pub high: f32,
+}
+
+/// The least positive number stands for "above 0", and is no help when written out.
+fn least(low: f32) -> String {
+    if low == f32::MIN_POSITIVE {
+        "above 0, up".to_owned()
+    } else {
+        format!("from {low}")
+    }
 }
 
 /// The log-probability of a token in its place, by the model's unmodified distribution.

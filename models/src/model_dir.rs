@@ -202,7 +202,7 @@ impl ModelDir {
     /// When `tokenizer.json` is absent or refused.
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let refused = |source| ModelError::Tokenizer {
-            model: self.name.clone(),
+            model: self.texts.place(),
             source,
         };
         let Some(tokenizer) = self.texts.read("tokenizer.json")? else {
@@ -221,7 +221,7 @@ impl ModelDir {
         let config = self.texts.read("tokenizer_config.json")?;
         ChatTemplate::from_bytes(jinja.as_deref(), config.as_deref()).map_err(|source| {
             ModelError::Chat {
-                model: self.name.clone(),
+                model: self.texts.place(),
                 source,
             }
         })
@@ -305,6 +305,14 @@ enum Texts {
 }
 
 impl Texts {
+    /// Where they are, for messages: the directory, or the name of a model that is in none.
+    fn place(&self) -> String {
+        match self {
+            Texts::Directory(dir) => dir.display().to_string(),
+            Texts::Parts(parts) => parts.name.to_string(),
+        }
+    }
+
     /// A file's bytes, or `None` where there is no such file.
     fn read(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, ModelError> {
         let dir = match self {

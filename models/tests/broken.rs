@@ -436,6 +436,33 @@ fn tensors_that_do_not_fit_the_configuration() {
 }
 
 #[test]
+fn a_configuration_with_fewer_layers_than_the_weights_is_refused() {
+    for (name, tensor) in [
+        ("tiny-mixtral", "model.layers.1."),
+        ("tiny-qwen3moe", "model.layers.1."),
+        ("tiny-dbrx", "transformer.blocks.1."),
+    ] {
+        let dir = folder(name);
+        write(dir.path().join("model.safetensors"), &tensors(name));
+        let path = dir.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let key = if name == "tiny-dbrx" {
+            "n_layers"
+        } else {
+            "num_hidden_layers"
+        };
+        assert_eq!(config[key], 2, "{name}");
+        config[key] = json!(1);
+        fs::write(&path, config.to_string()).unwrap();
+        let error = refused(dir.path());
+        assert!(
+            matches!(&error, CheckpointError::MoreLayers { layers: 1, tensor: found, .. } if found.starts_with(tensor)),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[test]
 fn other_element_types_are_read() {
     let bf16 = open(&fixture("tiny-mixtral")).unwrap();
     let mut all = tensors("tiny-mixtral");

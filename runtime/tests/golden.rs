@@ -60,6 +60,18 @@ fn the_variants_match() {
 }
 
 #[test]
+fn the_demo_model_matches() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    let server = Server::start(&demo, &["--dtype", "f32"]);
+    let prompts = read_golden(&demo, "golden");
+    assert!(!prompts.is_empty());
+    for (p, golden) in prompts.iter().enumerate() {
+        let answer = ask(&server, json!(golden.prompt_ids), golden);
+        check_greedy(&answer, golden, &format!("demo, prompt {p}"));
+    }
+}
+
+#[test]
 fn every_shape_of_the_cluster_answers_the_same_alone_and_in_company() {
     let model = fixtures().join("models/tiny-mixtral");
     let prompts = read_golden(&fixtures().join("golden"), "tiny-mixtral");

@@ -436,7 +436,12 @@ impl AttentionLoop {
                 };
                 let sampling = &request.sampling;
                 let (prompt, generated) = (sequence.prompt(), sequence.generated());
-                let token = self.sampler.sample(logits, sampling, prompt, generated);
+                let Some(token) = self.sampler.sample(logits, sampling, prompt, generated) else {
+                    result.finished = Some(sequence.fail(format!(
+                        "the logits after token {position} are not finite numbers: the weights are damaged, or a value overflowed"
+                    )));
+                    continue;
+                };
                 result.logprob = raw.map(|raw| self.sampler.logprob(&raw, token, top));
                 result.token = Some(token);
                 result.finished = sequence.push(token);

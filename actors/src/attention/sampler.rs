@@ -41,18 +41,25 @@ impl Sampler {
     }
 
     /// Chooses output token `generated.len()` of a sequence. `logits` are changed by biases and penalties.
+    ///
+    /// `None` where the logits have no greatest number: they are NaN or infinite, from damaged weights or an overflow. A token taken from
+    /// them would be noise that looks like an answer.
     pub fn sample(
         &mut self,
         logits: &mut [f32],
         sampling: &Sampling,
         prompt: &[u32],
         generated: &[u32],
-    ) -> u32 {
+    ) -> Option<u32> {
         self.penalize(logits, sampling, prompt, generated);
-        if sampling.temperature == 0.0 {
-            return argmax(logits);
+        let best = argmax(logits);
+        let max = f64::from(logits[best as usize]);
+        if !max.is_finite() {
+            return None;
         }
-        let max = f64::from(logits[argmax(logits) as usize]);
+        if sampling.temperature == 0.0 {
+            return Some(best);
+        }
         let temperature = f64::from(sampling.temperature);
         self.candidates.clear();
         self.candidates
@@ -74,17 +81,18 @@ impl Sampler {
             self.keep_nucleus(f64::from(sampling.top_p));
         }
         let total: f64 = self.candidates.iter().map(|c| c.weight).sum();
+        if total.is_nan() {
+            return None;
+        }
         let mut left = uniform(sampling.seed, generated.len() as u64) * total;
         for candidate in &self.candidates {
             left -= candidate.weight;
             if left < 0.0 {
-                return candidate.token;
+                return Some(candidate.token);
             }
         }
         // Rounding can leave a remainder behind the last candidate.
-        self.candidates
-            .last()
-            .map_or_else(|| argmax(logits), |c| c.token)
+        Some(self.candidates.last().map_or(best, |c| c.token))
     }
 
     /// Biases and penalties, in place.
@@ -234,7 +242,25 @@ mod tests {
     fn greedy_takes_the_greatest_and_the_lowest_of_equals() {
         let mut sampler = Sampler::new(4);
         let token = sampler.sample(&mut [0.0, 2.0, 2.0, 1.0], &sampling(0.0), &[0], &[]);
-        assert_eq!(token, 1);
+        assert_eq!(token, Some(1));
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_token() {
+        let mut sampler = Sampler::new(3);
+        let mut choose = |logits: [f32; 3], temperature| {
+            sampler.sample(&mut logits.clone(), &sampling(temperature), &[0], &[])
+        };
+        for temperature in [0.0, 1.0] {
+            assert_eq!(choose([f32::NAN; 3], temperature), None);
+            assert_eq!(choose([0.0, f32::INFINITY, 0.0], temperature), None);
+            assert_eq!(choose([f32::NEG_INFINITY; 3], temperature), None);
+            assert_eq!(
+                choose([f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY], temperature),
+                Some(1)
+            );
+        }
+        assert_eq!(choose([1.0, f32::NAN, 0.0], 1.0), None);
     }
 
     #[test]
@@ -250,7 +276,7 @@ mod tests {
                 &[0],
                 &generated[..position],
             );
-            counts[token as usize] += 1;
+            counts[token.unwrap() as usize] += 1;
         }
         let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         for (count, logit) in counts.iter().zip(logits) {
@@ -277,7 +303,8 @@ mod tests {
                     seed,
                     ..sampling.clone()
                 };
-                seen[sampler.sample(&mut logits.clone(), &sampling, &[0], &[]) as usize] = true;
+                let token = sampler.sample(&mut logits.clone(), &sampling, &[0], &[]);
+                seen[token.unwrap() as usize] = true;
             }
             seen
         };
@@ -310,7 +337,9 @@ mod tests {
         let greedy = Sampling::greedy();
         let logits = [1.0f32, 0.9, 0.5];
         let mut choose = |sampling: &Sampling, prompt: &[u32], generated: &[u32]| {
-            sampler.sample(&mut logits.clone(), sampling, prompt, generated)
+            sampler
+                .sample(&mut logits.clone(), sampling, prompt, generated)
+                .unwrap()
         };
         assert_eq!(choose(&greedy, &[2], &[0]), 0);
         assert_eq!(

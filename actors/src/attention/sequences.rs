@@ -59,6 +59,12 @@ impl Sequence {
         Some(reason)
     }
 
+    /// Ends a sequence that cannot go on.
+    pub fn fail(&mut self, reason: String) -> FinishReason {
+        self.ended = true;
+        FinishReason::Error(reason)
+    }
+
     /// Ends a sequence that generates nothing, when `computed` of its tokens are in the cache.
     pub fn end_without_output(&mut self, computed: usize) -> Option<FinishReason> {
         let end = computed >= self.tokens.len() && self.tokens.len() >= self.limit;

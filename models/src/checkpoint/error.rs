@@ -145,6 +145,20 @@ pub enum CheckpointError {
         /// Bytes after the header.
         found: u64,
     },
+    /// A tensor ends before it begins.
+    #[error(
+        "{file}: tensor `{tensor}` begins at byte {begin} of the data and ends at byte {end}, before it; the file is damaged"
+    )]
+    Backwards {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// First byte, counted from the end of the header.
+        begin: u64,
+        /// One past the last.
+        end: u64,
+    },
     /// A tensor's shape and type make another size than its bytes have.
     #[error(
         "{file}: tensor `{tensor}` of shape {shape:?} and type {dtype} does not fill its {bytes} bytes exactly"
@@ -194,6 +208,19 @@ pub enum CheckpointError {
         problems: Vec<WeightError>,
         /// How many there are in all.
         count: usize,
+    },
+    /// The files hold layers beyond those that the configuration has: the answers would be those of a part of the model.
+    #[error(
+        "{dir} does not fit its config.json: config.json has {layers} layers, but there is a tensor `{tensor}`; \
+         correct the number of layers, or take the config.json that came with these weights"
+    )]
+    MoreLayers {
+        /// The checkpoint.
+        dir: String,
+        /// A tensor of such a layer.
+        tensor: String,
+        /// Layers by the configuration.
+        layers: usize,
     },
 }
 

@@ -68,7 +68,15 @@ pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<HashMap<String, Stored>,
             source,
         })?;
         let (begin, end) = info.data_offsets;
-        if begin > end || end > data.len() {
+        if begin > end {
+            return Err(CheckpointError::Backwards {
+                file: file(),
+                tensor: name,
+                begin: begin as u64,
+                end: end as u64,
+            });
+        }
+        if end > data.len() {
             return Err(CheckpointError::Outside {
                 file: file(),
                 tensor: name,

@@ -180,8 +180,19 @@ impl Checkpoint {
             .into_iter()
             .filter(|name| !names::is_harmless(name))
             .collect();
+        unused.sort_unstable();
+        let layers = self.spec.layers.len();
+        if let Some(tensor) = unused
+            .iter()
+            .find(|name| names::layer(name).is_some_and(|layer| layer >= layers))
+        {
+            return Err(CheckpointError::MoreLayers {
+                dir: self.place.clone(),
+                tensor: (*tensor).to_owned(),
+                layers,
+            });
+        }
         if !unused.is_empty() {
-            unused.sort_unstable();
             tracing::warn!(
                 checkpoint = %self.place,
                 count = unused.len(),

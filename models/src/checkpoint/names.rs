@@ -243,6 +243,14 @@ fn dbrx(spec: &ModelSpec, id: TensorId) -> Place {
     }
 }
 
+/// The layer that a stored tensor belongs to by its name, in any of the families.
+pub(super) fn layer(name: &str) -> Option<usize> {
+    let rest = name
+        .strip_prefix("model.layers.")
+        .or_else(|| name.strip_prefix("transformer.blocks."))?;
+    rest.split('.').next()?.parse().ok()
+}
+
 /// Whether a stored tensor that no role uses is known to be harmless: a buffer that older versions of transformers saved.
 pub(super) fn is_harmless(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".masked_bias")

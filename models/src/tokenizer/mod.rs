@@ -56,6 +56,8 @@ struct Inner {
     plan: Plan,
     /// What surrounds a text, where `tokenizer_config.json` decides it; else `tokenizer.json`'s post-processor does.
     surround: Option<Surround>,
+    /// Characters of the longest token, at least 1.
+    longest: usize,
 }
 
 /// Ids that `add_bos_token` and `add_eos_token` put around a text.
@@ -94,6 +96,12 @@ impl Tokenizer {
             });
         }
         let plan = Plan::of(&hf);
+        let longest = hf
+            .get_vocab(true)
+            .keys()
+            .map(|token| token.chars().count())
+            .max();
+        let longest = longest.unwrap_or(0).max(1);
         if matches!(plan, Plan::AtEnd) {
             tracing::warn!(
                 "The decoder of tokenizer.json is of a kind that cannot be run token by token: streamed text will \
@@ -101,7 +109,12 @@ impl Tokenizer {
             );
         }
         Ok(Tokenizer {
-            inner: Arc::new(Inner { hf, plan, surround }),
+            inner: Arc::new(Inner {
+                hf,
+                plan,
+                surround,
+                longest,
+            }),
         })
     }
 
@@ -127,6 +140,15 @@ impl Tokenizer {
             .chain(ids.iter().copied())
             .chain(eos)
             .collect())
+    }
+
+    /// Tokens that `text` takes if each is the longest of the vocabulary: what a server can refuse a text by before it spends seconds
+    /// and gigabytes on splitting it.
+    ///
+    /// Almost always far below what [`Tokenizer::encode`] gives. It is no bound where the tokenizer makes one token of a run of any length
+    /// (unknown characters fused, white space that a normaliser or an added token takes away).
+    pub fn least_tokens(&self, text: &str) -> usize {
+        text.chars().count().div_ceil(self.inner.longest)
     }
 
     /// The text of `ids`. Ids that are no token's are passed over; so are special tokens if `skip_special`.
@@ -225,8 +247,8 @@ pub(crate) struct TokenizerConfig {
 impl TokenizerConfig {
     pub(crate) fn parse(bytes: &[u8]) -> Result<TokenizerConfig, TokenizerError> {
         let refuse = |detail: String| TokenizerError::Config { detail };
-        let config: Value =
-            serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        let config: Value = serde_json::from_slice(bytes)
+            .map_err(|error| refuse(format!("it is not valid JSON: {error}")))?;
         let Value::Object(config) = config else {
             return Err(refuse("it is not a JSON object".to_owned()));
         };

@@ -265,3 +265,25 @@ fn malformed_files_are_refused() {
         ));
     }
 }
+
+#[test]
+fn the_least_number_of_tokens_is_never_above_the_true_one() {
+    let tokenizer = byte_level();
+    let longest = tokenizer
+        .vocab()
+        .keys()
+        .map(|token| token.chars().count())
+        .max()
+        .unwrap();
+    assert_eq!(tokenizer.least_tokens(""), 0);
+    assert_eq!(tokenizer.least_tokens(&"a".repeat(longest * 3 + 1)), 4);
+    for text in [
+        "I am the king of the world",
+        "        ",
+        "\u{1F600}\u{1F600}",
+        "x1y2z3",
+    ] {
+        let tokens = tokenizer.encode(text, false).unwrap().len();
+        assert!(tokenizer.least_tokens(text) <= tokens, "{text}");
+    }
+}
