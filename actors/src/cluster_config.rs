@@ -7,7 +7,7 @@ use volley_models::{
 };
 use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
-use crate::cluster::ClusterError;
+use crate::cluster_error::ClusterError;
 use crate::timeline::Span;
 
 /// Rows of one expert computed at once; larger groups are worked off in pieces, so that scratch stays small.

@@ -10,6 +10,7 @@ mod attention;
 mod clock;
 mod cluster;
 mod cluster_config;
+mod cluster_error;
 mod data_loop;
 mod expert;
 mod frontend;
@@ -21,11 +22,13 @@ mod request;
 mod scheduler;
 mod supervisor;
 mod timeline;
+mod worker;
 
 pub use attention::{LOGPROBS_MAX, Rally, Sampler, Sequence, SequenceError, Sequences, Task, Wait};
 pub use clock::Clock;
-pub use cluster::{Cluster, ClusterError};
+pub use cluster::Cluster;
 pub use cluster_config::{Bytes, ClusterConfig, MemoryPlan};
+pub use cluster_error::ClusterError;
 pub use expert::ExpertLoad;
 pub use frontend::{
     AttentionStatus, Client, Ledger, Limits, Output, OverdueStep, RequestStream, Status, Totals,

@@ -11,23 +11,17 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use metrics::{Counter, counter};
-use volley_models::{AttentionOptions, ExpertOptions, WeightSource};
-use volley_transports::{
-    Endpoint, Epoch, ExchangeShape, InProcessFabric, Placement, Role, WorkerId,
-};
+use volley_transports::{Endpoint, Epoch, InProcessFabric, Placement, Role, WorkerId};
 
-use crate::attention::{AttentionWorker, AttentionWorkerSetup};
-use crate::clock::Clock;
-use crate::cluster::ClusterError;
-use crate::cluster_config::ClusterConfig;
+use crate::cluster_error::ClusterError;
 use crate::data_loop::Exit;
-use crate::expert::{ExpertLoad, ExpertWorker, ExpertWorkerSetup};
+use crate::expert::ExpertCommand;
 use crate::frontend::{AskStatus, Drain, Frontend, GiveUp, Regrouped};
 use crate::metered::Metered;
-use crate::metric_names;
 use crate::placement_map::Grouping;
-use crate::protocol::{AttentionCapacity, Membership};
-use crate::timeline::Timeline;
+use crate::protocol::{AttentionCapacity, AttentionCommand, Membership};
+use crate::worker::{Blueprint, Worker};
+use crate::{attention, expert, metric_names};
 
 /// Losses within [`LOSS_WINDOW`] after which the cluster gives up: something is wrong that a restart does not mend.
 const LOSSES_MAX: usize = 5;
@@ -67,37 +61,25 @@ impl LoadReporter {
     }
 }
 
-/// What every worker is made from.
-pub(crate) struct Blueprint {
-    pub(crate) config: ClusterConfig,
-    pub(crate) shape: ExchangeShape,
-    pub(crate) attention: AttentionOptions,
-    pub(crate) experts: ExpertOptions,
-    pub(crate) weights: Arc<dyn WeightSource>,
-    pub(crate) clock: Clock,
-    pub(crate) timeline: Timeline,
-    pub(crate) load: Arc<ExpertLoad>,
-    pub(crate) progress: LoadReporter,
-}
-
 /// See the module.
 pub(crate) struct Supervisor {
-    blueprint: Blueprint,
+    blueprint: Arc<Blueprint>,
     frontend: Addr<Frontend>,
     /// Told once, when all workers have loaded for the first time or one cannot.
     started: Option<mpsc::Sender<Result<(), ClusterError>>>,
     epoch: u32,
-    attention: BTreeMap<u16, Seat<AttentionWorker>>,
-    experts: BTreeMap<u16, Seat<ExpertWorker>>,
+    attention: BTreeMap<u16, Seat<AttentionCommand>>,
+    experts: BTreeMap<u16, Seat<ExpertCommand>>,
     loading: BTreeSet<WorkerId>,
     next_life: u64,
     losses: Vec<Instant>,
     stopping: bool,
 }
 
-struct Seat<A: Actor> {
+/// A worker in its place. `C` is what it is told.
+struct Seat<C: Send + Unpin + 'static> {
     life: u64,
-    addr: Addr<A>,
+    addr: Addr<Worker<C>>,
 }
 
 impl Supervisor {
@@ -107,7 +89,7 @@ impl Supervisor {
         started: mpsc::Sender<Result<(), ClusterError>>,
     ) -> Self {
         Supervisor {
-            blueprint,
+            blueprint: Arc::new(blueprint),
             frontend,
             started: Some(started),
             epoch: 0,
@@ -131,85 +113,48 @@ impl Supervisor {
         let topology = self.blueprint.shape.topology(config.micro_batches)?;
         for endpoint in InProcessFabric::build(topology)? {
             let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(Box::new(endpoint)));
-            match endpoint.id().role {
-                Role::Attention => self.seat_attention(endpoint, grouping.clone(), ctx)?,
-                Role::Expert => self.seat_expert(endpoint, grouping.clone(), ctx)?,
-            }
+            self.seat(endpoint, grouping.clone(), ctx)?;
         }
         self.announce_when_loaded();
         Ok(())
     }
 
-    fn seat_attention(
+    /// Moves the worker of this endpoint to its new lanes, or starts one where there is none.
+    fn seat(
         &mut self,
         endpoint: Box<dyn Endpoint>,
         grouping: Grouping,
         ctx: &mut Context<Self>,
     ) -> Result<(), ClusterError> {
         let worker = endpoint.id();
-        if let Some(seat) = self.attention.get(&worker.index) {
-            seat.addr.do_send(Regroup { endpoint, grouping });
-            return Ok(());
+        let failed = |error| ClusterError::Thread { worker, error };
+        let supervisor = ctx.address();
+        match worker.role {
+            Role::Attention => {
+                if let Some(seat) = self.attention.get(&worker.index) {
+                    seat.addr.do_send(Regroup { endpoint, grouping });
+                    return Ok(());
+                }
+                let (blueprint, life) = (Arc::clone(&self.blueprint), self.life());
+                let frontend = self.frontend.clone().recipient();
+                let started = attention::start(
+                    blueprint, worker, life, grouping, endpoint, supervisor, frontend,
+                );
+                let addr = started.map_err(failed)?.start();
+                self.attention.insert(worker.index, Seat { life, addr });
+            }
+            Role::Expert => {
+                if let Some(seat) = self.experts.get(&worker.index) {
+                    seat.addr.do_send(Regroup { endpoint, grouping });
+                    return Ok(());
+                }
+                let (blueprint, life) = (Arc::clone(&self.blueprint), self.life());
+                let started =
+                    expert::start(blueprint, worker, life, grouping, endpoint, supervisor);
+                let addr = started.map_err(failed)?.start();
+                self.experts.insert(worker.index, Seat { life, addr });
+            }
         }
-        let life = self.life();
-        let setup = AttentionWorkerSetup {
-            worker,
-            life,
-            config: self.blueprint.config.clone(),
-            options: self.blueprint.attention.clone(),
-            shape: self.blueprint.shape,
-            weights: Arc::clone(&self.blueprint.weights),
-            clock: self.blueprint.clock,
-            timeline: self.blueprint.timeline.clone(),
-            progress: self.blueprint.progress.clone(),
-        };
-        let frontend = self.frontend.clone().recipient();
-        let actor = AttentionWorker::new(setup, grouping, endpoint, ctx.address(), frontend)
-            .map_err(|error| ClusterError::Thread { worker, error })?;
-        self.attention.insert(
-            worker.index,
-            Seat {
-                life,
-                addr: actor.start(),
-            },
-        );
-        self.loading.insert(worker);
-        Ok(())
-    }
-
-    fn seat_expert(
-        &mut self,
-        endpoint: Box<dyn Endpoint>,
-        grouping: Grouping,
-        ctx: &mut Context<Self>,
-    ) -> Result<(), ClusterError> {
-        let worker = endpoint.id();
-        if let Some(seat) = self.experts.get(&worker.index) {
-            seat.addr.do_send(Regroup { endpoint, grouping });
-            return Ok(());
-        }
-        let life = self.life();
-        let setup = ExpertWorkerSetup {
-            worker,
-            life,
-            config: self.blueprint.config.clone(),
-            options: self.blueprint.experts.clone(),
-            shape: self.blueprint.shape,
-            weights: Arc::clone(&self.blueprint.weights),
-            clock: self.blueprint.clock,
-            timeline: self.blueprint.timeline.clone(),
-            load: Arc::clone(&self.blueprint.load),
-            progress: self.blueprint.progress.clone(),
-        };
-        let actor = ExpertWorker::new(setup, grouping, endpoint, ctx.address())
-            .map_err(|error| ClusterError::Thread { worker, error })?;
-        self.experts.insert(
-            worker.index,
-            Seat {
-                life,
-                addr: actor.start(),
-            },
-        );
         self.loading.insert(worker);
         Ok(())
     }

@@ -117,9 +117,11 @@ impl TextStream {
                 Some(event) => self.decoder.event(event, &mut self.ready),
                 None => self.tokens = None,
             }
-            if self.decoder.ended() {
-                // After a stop string the cluster still computes; this cancels it.
-                self.tokens = None;
+            if self.decoder.ended()
+                && let Some(tokens) = self.tokens.take()
+            {
+                // After a stop string the cluster still computes.
+                tokens.complete();
             }
         }
     }

@@ -256,6 +256,18 @@ fn the_first_scrape_has_every_metric() {
         .filter(|name| !metrics.lines().any(|line| line.starts_with(**name)))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+
+    let manual = include_str!("../../docs/metrics.md");
+    let families = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let undocumented: Vec<_> = families
+        .filter(|name| !manual.contains(&format!("`{name}`")))
+        .collect();
+    assert!(
+        undocumented.is_empty(),
+        "not in docs/metrics.md: {undocumented:?}"
+    );
 }
 
 #[test]

@@ -41,8 +41,8 @@ pub(crate) struct AttentionParts {
     pub(crate) peer_deadline: Duration,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
-    /// Takes reports; false means: not now, try again.
-    pub(crate) report: Box<dyn FnMut(StepReport) -> Result<(), StepReport> + Send>,
+    /// Takes reports; one that comes back has to be tried again.
+    pub(crate) report: Box<dyn FnMut(StepReport) -> Option<StepReport> + Send>,
     /// Told of peers that are gone, silent or wrong.
     pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
 }
@@ -473,7 +473,7 @@ impl AttentionLoop {
     fn send_reports(&mut self) {
         while !self.unsent.is_empty() {
             let report = self.unsent.remove(0);
-            if let Err(report) = (self.parts.report)(report) {
+            if let Some(report) = (self.parts.report)(report) {
                 self.unsent.insert(0, report);
                 return;
             }

@@ -275,6 +275,20 @@ impl Handler<StepReport> for Frontend {
     }
 }
 
+/// A client has all it wants of its request.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Complete(pub(crate) SequenceId);
+
+impl Handler<Complete> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, message: Complete, ctx: &mut Self::Context) {
+        self.ledger.complete(message.0);
+        self.advance(ctx);
+    }
+}
+
 /// The workers changed: everything under way is void, and goes on under the new membership.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -344,7 +358,8 @@ pub struct Status {
     pub steps_in_flight: usize,
     /// Steps that have ended since the start.
     pub steps: u64,
-    /// Time since the last step ended, or since the start.
+    /// Time since the last step ended, or since the start; in seconds when serialised.
+    #[serde(serialize_with = "seconds")]
     pub since_last_step: Duration,
     /// Whether new requests are refused.
     pub draining: bool,
@@ -353,6 +368,10 @@ pub struct Status {
     pub totals: Totals,
     /// By attention worker: sequences, free and all KV blocks.
     pub attention: Vec<AttentionStatus>,
+}
+
+fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
 }
 
 /// One attention worker in a [`Status`].

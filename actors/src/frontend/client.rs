@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::Addr;
 use tokio::sync::mpsc;
 
-use super::actor::{AskStatus, Cancel, Drain, Enqueue, Frontend, Status};
+use super::actor::{AskStatus, Cancel, Complete, Drain, Enqueue, Frontend, Status};
 use crate::protocol::SequenceId;
 use crate::request::{FinishReason, Request, RequestEvent, SubmitError};
 
@@ -83,6 +83,12 @@ impl RequestStream {
     /// The request's name in logs.
     pub fn sequence(&self) -> SequenceId {
         self.sequence
+    }
+
+    /// Ends the request, because what has come is all that is wanted (a stop string, say). It counts as stopped, not as cancelled.
+    pub fn complete(mut self) {
+        // If the mailbox is full, the drop of the stream cancels it.
+        self.finished |= self.frontend.try_send(Complete(self.sequence)).is_ok();
     }
 
     /// The next event; `None` after the last one. A frontend that stops ends the stream with an error event.

@@ -182,6 +182,11 @@ impl Ledger {
         self.close(sequence, FinishReason::Cancelled);
     }
 
+    /// Ends a request whose client has all it wants, as a stop token would. Unknown and ended ones are ignored.
+    pub fn complete(&mut self, sequence: SequenceId) {
+        self.close(sequence, FinishReason::Stop);
+    }
+
     /// Ends every request with an error: the cluster cannot go on.
     pub fn fail_all(&mut self, reason: &str) {
         for sequence in self.records.keys().copied().collect::<Vec<_>>() {

@@ -69,11 +69,17 @@ impl ShortestFirst {
         let workers = self.view.workers();
         let mut rows: Vec<u32> = workers.iter().map(|w| w.capacity.max_rows).collect();
         let mut blocks: Vec<u32> = workers.iter().map(|w| w.free_blocks).collect();
-        let mut plan = StepPlan { micro_batch, work: Vec::new(), preempt: Vec::new() };
+        let mut plan = StepPlan {
+            micro_batch,
+            work: Vec::new(),
+            preempt: Vec::new(),
+        };
         for (sequence, s) in candidates {
             // A sequence stays with its KV cache; a new one goes where most of the cache is free.
             let roomiest = || (0..workers.len()).max_by_key(|&w| (rows[w] > 0, blocks[w]));
-            let Some(worker) = s.worker.map(usize::from).or_else(roomiest) else { continue };
+            let Some(worker) = s.worker.map(usize::from).or_else(roomiest) else {
+                continue;
+            };
             let tokens = s.pending().min(rows[worker]);
             let needed = View::blocks_needed(s, tokens, workers[worker].capacity.block_tokens);
             if tokens == 0 || needed > blocks[worker] || !workers[worker].capacity.alive {
@@ -81,7 +87,11 @@ impl ShortestFirst {
             }
             rows[worker] -= tokens;
             blocks[worker] -= needed;
-            plan.work.push(Work { sequence, worker: worker as u16, tokens });
+            plan.work.push(Work {
+                sequence,
+                worker: worker as u16,
+                tokens,
+            });
         }
         if plan.work.is_empty() {
             plan.preempt.extend(self.longest_if_stuck());
@@ -91,8 +101,15 @@ impl ShortestFirst {
 
     /// With nothing under way and nothing that fits, the longest sequence gives its cache back. It waits and loses nothing.
     fn longest_if_stuck(&self) -> Option<SequenceId> {
-        let idle = (0..self.view.micro_batches()).all(|mb| self.view.plans_in_flight(MicroBatch(mb)) == 0);
-        let placed = self.view.sequences().filter(|(_, s)| s.worker.is_some() && s.in_flight == 0);
-        placed.max_by_key(|(_, s)| s.limit - s.computed).map(|(id, _)| id).filter(|_| idle)
+        let idle =
+            (0..self.view.micro_batches()).all(|mb| self.view.plans_in_flight(MicroBatch(mb)) == 0);
+        let placed = self
+            .view
+            .sequences()
+            .filter(|(_, s)| s.worker.is_some() && s.in_flight == 0);
+        placed
+            .max_by_key(|(_, s)| s.limit - s.computed)
+            .map(|(id, _)| id)
+            .filter(|_| idle)
     }
 }

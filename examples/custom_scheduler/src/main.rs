@@ -19,7 +19,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut tasks = tokio::task::JoinSet::new();
     for max_tokens in [200, 20, 100] {
-        let mut stream = cluster.client().submit(Request::greedy(vec![40, 41, 42], max_tokens)).await?;
+        let mut stream = cluster
+            .client()
+            .submit(Request::greedy(vec![40, 41, 42], max_tokens))
+            .await?;
         tasks.spawn(async move {
             while stream.next().await.is_some() {}
             max_tokens

@@ -15,12 +15,19 @@ async fn serve(scheduler: Option<StartScheduler>, kv_blocks: u32) -> Vec<Vec<u32
         prefill_tokens: 32,
         ..ClusterConfig::for_model(model.spec())
     };
-    let cluster = Cluster::start(config, model.weights(), scheduler, Arc::new(|_| ())).expect("the cluster starts");
+    let cluster = Cluster::start(config, model.weights(), scheduler, Arc::new(|_| ()))
+        .expect("the cluster starts");
     let mut tasks = tokio::task::JoinSet::new();
     for index in 0..24u32 {
-        let prompt = (0..5 + index * 7).map(|i| 5 + (i * 37 + index) % 900).collect();
+        let prompt = (0..5 + index * 7)
+            .map(|i| 5 + (i * 37 + index) % 900)
+            .collect();
         let request = Request::greedy(prompt, 10 + index);
-        let mut stream = cluster.client().submit(request).await.expect("the request is taken");
+        let mut stream = cluster
+            .client()
+            .submit(request)
+            .await
+            .expect("the request is taken");
         tasks.spawn(async move {
             let mut tokens = Vec::new();
             while let Some(event) = stream.next().await {

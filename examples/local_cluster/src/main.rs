@@ -31,13 +31,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     print!("{prompt}");
     while let Some(event) = stream.next().await {
         match event {
-            RequestEvent::Token { token, .. } => print!("{}", text.push(token)?.unwrap_or_default()),
+            RequestEvent::Token { token, .. } => {
+                print!("{}", text.push(token)?.unwrap_or_default())
+            }
             RequestEvent::Finished(FinishReason::Error(reason)) => return Err(reason.into()),
-            RequestEvent::Finished(_) => println!("{}", text.finish()?.unwrap_or_default()),
-            RequestEvent::Prompt(_) => {}
+            RequestEvent::Finished(_) | RequestEvent::Prompt(_) => {}
         }
         stdout().flush()?;
     }
+    println!("{}", text.finish()?.unwrap_or_default());
     cluster.shutdown(Duration::from_secs(5));
     Ok(())
 }

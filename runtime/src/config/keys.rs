@@ -247,7 +247,7 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "server.max_body",
         kind: Kind::Size,
-        default: Default::Value("32MiB"),
+        default: Default::Value("4MiB"),
         flag: None,
         help: "Largest request body.",
     },
