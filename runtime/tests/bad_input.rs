@@ -298,8 +298,10 @@ fn nonsense_and_huge_bodies_are_refused_and_a_stream_beside_them_goes_on() {
                 streams += 1;
             }
         });
-        let megabytes = 10_000_000;
-        let ids = format!("{{\"prompt\": [{}5]}}", "5,".repeat(megabytes / 2));
+        // The first is below the largest body that is taken, the second above.
+        let (large, huge) = (3_000_000, 10_000_000);
+        let ids = format!("{{\"prompt\": [{}5]}}", "5,".repeat(large / 2));
+        let text = format!("{{\"prompt\": \"{}\"}}", "a ".repeat(huge / 2));
         let refused: &[(&str, &[u8], u16)] = &[
             ("nothing", b"", 400),
             ("half an object", b"{\"prompt\": \"a\"", 400),
@@ -328,9 +330,10 @@ fn nonsense_and_huge_bodies_are_refused_and_a_stream_beside_them_goes_on() {
                 br#"{"prompt": [4294967295]}"#,
                 400,
             ),
-            ("10 MB of token ids", ids.as_bytes(), 400),
-            ("10 MB of brackets", &vec![b'['; megabytes], 400),
-            ("40 MB", &vec![b' '; 4 * megabytes], 413),
+            ("3 MB of token ids", ids.as_bytes(), 400),
+            ("3 MB of brackets", &vec![b'['; large], 400),
+            ("10 MB of text", text.as_bytes(), 413),
+            ("10 MB of brackets", &vec![b'['; huge], 413),
         ];
         for (name, body, expected) in refused {
             let (status, answer) = server.post_bytes("/v1/completions", body);
