@@ -1,7 +1,7 @@
 //! The hot operations, written once over sixteen lanes and compiled for every instruction set.
 //!
 //! [`Isa`] is chosen once, at start-up, and holding one proves that the processor has it. A kernel is a struct that
-//! implements [`Kernel`](simd::Kernel): its `run` is generic over [`Simd`](simd::Simd), and `Isa::run` enters it
+//! implements `simd::Kernel`: its `run` is generic over `simd::Simd`, and `Isa::run` enters it
 //! through a function compiled for that instruction set. So there is one text of each operation, and the
 //! files `portable.rs`, `avx2.rs` and `avx512.rs` hold nothing but lanes.
 //!
