@@ -38,7 +38,9 @@ pub(super) async fn completions(
     fields.ignore_rest();
 
     let tokenized = app
-        .blocking(move |engine| given.tokenize(&engine.tokenizer, add_special, echo))
+        .blocking(move |engine| {
+            given.tokenize(&engine.tokenizer, engine.context, add_special, echo)
+        })
         .await?;
     let context = app.engine.context;
     let prompt = |prompt: &Tokenized| {

@@ -87,6 +87,14 @@ impl ApiError {
         ApiError::bad_request(Some("context_length_exceeded"), message).about(param)
     }
 
+    /// 400: a text is longer than anything this server takes, by its length alone.
+    pub(super) fn text_too_long(least: usize, most: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {most} tokens. However, your text has at least {least}. Please shorten it."
+        );
+        ApiError::bad_request(Some("context_length_exceeded"), message)
+    }
+
     /// 401: there is a key, and it was not sent.
     pub(super) fn unauthorized() -> Self {
         let message =

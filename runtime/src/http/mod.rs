@@ -11,6 +11,7 @@ mod body;
 mod chat;
 mod choices;
 mod completions;
+mod encode;
 mod error;
 mod fields;
 mod generation;

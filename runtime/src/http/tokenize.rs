@@ -5,9 +5,13 @@ use axum::extract::State;
 use serde::Serialize;
 
 use super::chat::Conversation;
+use super::encode::encode;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::state::App;
+
+/// Tokens that a text may have to be counted, where the context is shorter.
+const COUNTED_MAX: usize = 65_536;
 
 pub(super) async fn tokenize(
     State(app): State<App>,
@@ -17,8 +21,13 @@ pub(super) async fn tokenize(
     let tokens = match fields.text("prompt")? {
         Some(prompt) => {
             let add_special = add_special.unwrap_or(true);
-            app.blocking(move |engine| Ok(engine.tokenizer.encode(&prompt, add_special)?))
-                .await?
+            app.blocking(move |engine| {
+                // Counting is what one does to a text that may be too long, so there is some room above the context.
+                let most = (engine.context as usize).max(COUNTED_MAX);
+                encode(&engine.tokenizer, &prompt, add_special, most)
+                    .map_err(|error| error.about("prompt"))
+            })
+            .await?
         }
         None => {
             Conversation::take(&mut fields, true)?

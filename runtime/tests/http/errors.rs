@@ -19,6 +19,26 @@ fn error(response: &Response, status: u16) -> Value {
 }
 
 #[test]
+fn a_text_far_over_the_context_is_refused_by_its_length() {
+    let server = Server::start();
+    let text = "to be or not to be, that is the question. ".repeat(50_000);
+    let chat = json!({"messages": [{"role": "user", "content": text}]});
+    for (path, body, param) in [
+        (COMPLETIONS, json!({"prompt": text}), "prompt"),
+        (CHAT, chat, "messages"),
+        ("/tokenize", json!({"prompt": text}), "prompt"),
+    ] {
+        let error = error(&server.post(path, &body), 400);
+        assert_eq!(error["code"], "context_length_exceeded", "{path}");
+        assert_eq!(error["param"], param, "{path}");
+        assert!(
+            error["message"].as_str().unwrap().contains("at least"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn wrong_fields_are_named() {
     let server = Server::start();
     let cases = [

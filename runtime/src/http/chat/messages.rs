@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 use volley_models::{ChatContent, ChatError, ChatMessage, ChatOptions, ChatPart};
 
+use crate::http::encode::encode;
 use crate::http::error::{ApiError, shortened};
 use crate::http::fields::{Fields, wrong};
 use crate::http::state::App;
@@ -59,8 +60,13 @@ impl Conversation {
                 ..ChatOptions::default()
             };
             let text = template.render(&self.messages, &options)?;
-            let tokens = engine.tokenizer.encode(&text, add_special);
-            tokens.map_err(|error| ApiError::from(error).about("messages"))
+            let tokens = encode(
+                &engine.tokenizer,
+                &text,
+                add_special,
+                engine.context as usize,
+            );
+            tokens.map_err(|error| error.about("messages"))
         })
         .await
     }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use volley_models::Tokenizer;
 
+use crate::http::encode::encode;
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, token_id, wrong};
 
@@ -54,6 +55,7 @@ impl Given {
     pub(super) fn tokenize(
         self,
         tokenizer: &Tokenizer,
+        context: u32,
         add_special: bool,
         echo: bool,
     ) -> Result<Vec<Tokenized>, ApiError> {
@@ -61,7 +63,8 @@ impl Given {
             Given::Texts(texts) => texts
                 .into_iter()
                 .map(|text| {
-                    let tokens = tokenizer.encode(&text, add_special)?;
+                    let tokens = encode(tokenizer, &text, add_special, context as usize)
+                        .map_err(|error| error.about("prompt"))?;
                     // Special tokens that the client wrote out are part of its text; those in front of it are not.
                     let written_out = tokens.iter().filter(|&&token| tokenizer.is_special(token));
                     let skip_special = written_out
