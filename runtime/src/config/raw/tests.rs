@@ -44,7 +44,7 @@ fn every_default_in_the_table_is_accepted_by_its_own_key() {
     }
     let raw = load("", &[], &[]).unwrap();
     assert_eq!(raw.server.port, 8000);
-    assert_eq!(raw.server.max_body, ByteSize(32 << 20));
+    assert_eq!(raw.server.max_body, ByteSize(4 << 20));
     assert_eq!(raw.limits.kv_cache_memory, Auto::Auto);
     assert_eq!(raw.model.path, None);
 }
