@@ -1,5 +1,6 @@
 //! The attention worker's thread: does what the [`Rally`] says, with the module, the lanes and the sequences.
 
+use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ pub(crate) struct AttentionLoop {
     sequences: Sequences,
     sampler: Sampler,
     logits: Vec<f32>,
-    unsent: Vec<StepReport>,
+    unsent: VecDeque<StepReport>,
     /// A peer was accused: nothing is computed until the regrouping.
     halted: bool,
     next_warning: Duration,
@@ -108,7 +109,7 @@ impl AttentionLoop {
             sequences: Sequences::new(parts.kv_blocks, parts.block_tokens as usize),
             sampler: Sampler::new(parts.spec.vocab),
             logits: vec![0.0; LOGIT_ROWS * parts.spec.vocab],
-            unsent: Vec::new(),
+            unsent: VecDeque::new(),
             halted: false,
             next_warning: Duration::from_secs(1),
             batches,
@@ -459,7 +460,7 @@ impl AttentionLoop {
 
     fn finish(&mut self, step: AttentionStep, timing: StepTiming) {
         let batch = &mut self.batches[step.micro_batch.0 as usize];
-        self.unsent.push(StepReport {
+        self.unsent.push_back(StepReport {
             worker: self.parts.worker.index,
             epoch: step.epoch,
             micro_batch: step.micro_batch,
@@ -471,10 +472,9 @@ impl AttentionLoop {
     }
 
     fn send_reports(&mut self) {
-        while !self.unsent.is_empty() {
-            let report = self.unsent.remove(0);
+        while let Some(report) = self.unsent.pop_front() {
             if let Some(report) = (self.parts.report)(report) {
-                self.unsent.insert(0, report);
+                self.unsent.push_front(report);
                 return;
             }
         }
