@@ -89,6 +89,16 @@ async fn a_cluster_that_fails_again_and_again_gives_up_with_a_reason() {
     }
     let refused = cluster.client().submit(endless).await.err();
     assert_eq!(refused, Some(SubmitError::Draining));
+    let status = cluster
+        .client()
+        .status()
+        .await
+        .expect("the frontend answers");
+    assert!(
+        status
+            .failed
+            .is_some_and(|reason| reason.contains("expert-0"))
+    );
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ SIGTERM or Ctrl-C drains: running requests finish (server.drain_timeout_s), new 
 
 /// Threads of the HTTP server. The work is in the cluster's threads; these only move text.
 const HTTP_THREADS: usize = 2;
+/// How often a server looks whether its cluster can still go on.
+const GIVEN_UP_POLL: Duration = Duration::from_secs(1);
 /// How often a draining server looks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Connections get this long to be closed after the last request has ended.
@@ -95,6 +97,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
                 "{name}: draining; running requests have {:?} to finish, a second signal stops at once",
                 settings.server.drain_timeout
             ),
+            reason = given_up(&engine) => {
+                // Requests have been told. A process that can only refuse is of no use; whoever watches it shall start another.
+                return Err(Failure::new(format!("the cluster cannot go on: {reason}")));
+            }
         }
         drain(&engine, &mut signals, settings.server.drain_timeout).await;
         drop(close);
@@ -110,6 +116,17 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     served?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits until the cluster gives up, and says why.
+async fn given_up(engine: &Engine) -> String {
+    loop {
+        tokio::time::sleep(GIVEN_UP_POLL).await;
+        let status = engine.client.status().await;
+        if let Some(reason) = status.and_then(|status| status.failed) {
+            return reason;
+        }
+    }
 }
 
 /// Opens the listening socket, so that a port in use is found before the weights are read.

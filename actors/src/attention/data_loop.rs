@@ -28,6 +28,8 @@ use crate::timeline::{Activity, Recorder, Span};
 const LOGIT_ROWS: usize = 32;
 /// Longest sleep of an idle loop, so that deadlines are looked at.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
+/// Waits that are shorter are not worth a word.
+const FIRST_WARNING: Duration = Duration::from_secs(1);
 
 /// What an attention worker's loop is made from.
 pub(crate) struct AttentionParts {
@@ -111,7 +113,7 @@ impl AttentionLoop {
             logits: vec![0.0; LOGIT_ROWS * parts.spec.vocab],
             unsent: VecDeque::new(),
             halted: false,
-            next_warning: Duration::from_secs(1),
+            next_warning: FIRST_WARNING,
             batches,
             grouping,
             endpoint,
@@ -483,12 +485,15 @@ impl AttentionLoop {
     /// Names whoever keeps a micro-batch waiting: in the log after a second and again at each doubling, to the supervisor at the deadline.
     fn check_deadlines(&mut self) {
         let now = self.parts.clock.now();
-        let first = self.next_warning.min(self.parts.peer_deadline);
-        let Some(wait) = self.rally.overdue(now, first).max_by_key(|wait| wait.age) else {
-            self.next_warning = Duration::from_secs(1);
+        let Some(wait) = self
+            .rally
+            .overdue(now, FIRST_WARNING)
+            .max_by_key(|wait| wait.age)
+        else {
+            self.next_warning = FIRST_WARNING;
             return;
         };
-        if self.halted {
+        if self.halted || wait.age < self.next_warning {
             return;
         }
         let gather = &self.batches[wait.micro_batch.0 as usize].gather;
@@ -503,11 +508,11 @@ impl AttentionLoop {
             wait.micro_batch,
             wait.step
         );
-        self.next_warning = wait.age * 2;
-        if wait.age >= self.parts.peer_deadline
+        let deadline = self.parts.peer_deadline;
+        self.next_warning = (wait.age * 2).min(deadline.max(wait.age + FIRST_WARNING));
+        if wait.age >= deadline
             && let Some(&peer) = missing.first()
         {
-            let deadline = self.parts.peer_deadline;
             self.accuse(
                 peer,
                 format!("it did not answer {} within {deadline:?}", wait.layer),

@@ -52,6 +52,7 @@ fn load(
         dtype: blueprint.config.dtype,
         shape: blueprint.shape,
         micro_batches: blueprint.config.micro_batches,
+        peer_deadline: blueprint.config.peer_deadline,
         clock: blueprint.clock,
         recorder: blueprint.timeline.recorder(worker),
         load: Arc::clone(&blueprint.load),

@@ -18,6 +18,8 @@ use crate::timeline::{Activity, Recorder, Span};
 
 /// Longest sleep of an idle loop, so that deadlines are looked at.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
+/// Waits that are shorter are not worth a word.
+const FIRST_WARNING: Duration = Duration::from_secs(1);
 
 /// What an expert worker's loop is made from.
 pub(crate) struct ExpertParts {
@@ -29,6 +31,7 @@ pub(crate) struct ExpertParts {
     pub(crate) dtype: ComputeType,
     pub(crate) shape: ExchangeShape,
     pub(crate) micro_batches: u8,
+    pub(crate) peer_deadline: Duration,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     pub(crate) load: Arc<ExpertLoad>,
@@ -86,7 +89,7 @@ impl ExpertLoop {
                 ComputeType::Bf16 => Batch::Bf16(vec![0; size]),
             },
             y: vec![0.0; size],
-            next_warning: Duration::from_secs(1),
+            next_warning: FIRST_WARNING,
             grouping,
             endpoint,
             inbox,
@@ -229,35 +232,39 @@ impl ExpertLoop {
         self.revisit(micro_batch)
     }
 
-    /// Names the participants that keep a round open.
+    /// Names the participants that keep a round open: in the log after a second and again at each doubling, to the supervisor before the attention workers
+    /// that wait for this one lose patience with it.
     fn check_deadlines(&mut self) {
         let now = self.parts.clock.now();
-        let mut waiting = false;
-        for round in &self.rounds {
-            let (Some(began), Some(key)) = (round.began, round.merge.key()) else {
-                continue;
-            };
-            let age = now.saturating_sub(began);
-            if age <= self.next_warning {
-                continue;
-            }
-            waiting = true;
-            let names: Vec<String> = round
-                .merge
-                .missing()
-                .map(|worker| worker.to_string())
-                .collect();
-            tracing::warn!(
-                "{} has waited {age:.1?} for {} ({key})",
-                self.parts.worker,
-                names.join(", ")
-            );
-        }
-        self.next_warning = if waiting {
-            self.next_warning * 2
-        } else {
-            Duration::from_secs(1)
+        let ages = self.rounds.iter().filter_map(|round| {
+            let age = now.saturating_sub(round.began?);
+            round.merge.key().map(|key| (age, key, &round.merge))
+        });
+        let Some((age, key, merge)) = ages.max_by_key(|(age, ..)| *age) else {
+            self.next_warning = FIRST_WARNING;
+            return;
         };
+        if age < FIRST_WARNING {
+            self.next_warning = FIRST_WARNING;
+        }
+        if age < self.next_warning {
+            return;
+        }
+        let missing: Vec<WorkerId> = merge.missing().collect();
+        let names: Vec<String> = missing.iter().map(WorkerId::to_string).collect();
+        tracing::warn!(
+            "{} has waited {age:.1?} for {} ({key})",
+            self.parts.worker,
+            names.join(", ")
+        );
+        let deadline = self.parts.peer_deadline * 3 / 4;
+        self.next_warning = (age * 2).min(deadline.max(age + FIRST_WARNING));
+        if age >= deadline
+            && let Some(&peer) = missing.first()
+        {
+            let reason = format!("it did not send for {key} within {deadline:?}");
+            (self.parts.accuse)(self.grouping.epoch, peer, reason);
+        }
     }
 
     fn record(&mut self, key: StepKey, rows: u32, start: Duration) {

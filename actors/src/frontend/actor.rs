@@ -17,8 +17,12 @@ use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
 const TICK: Duration = Duration::from_millis(20);
 /// A scheduler that has not answered after this long is replaced.
 const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
-/// A scheduler that dies this often without a step between ends every request with an error.
-const SCHEDULER_RESTARTS_MAX: u32 = 5;
+/// A scheduler that dies this often within the window ends every request with an error.
+const SCHEDULER_DEATHS_MAX: usize = 10;
+/// See [`SCHEDULER_DEATHS_MAX`].
+const SCHEDULER_WINDOW: Duration = Duration::from_secs(60);
+/// Pause before a scheduler is started again after its second death in the window; doubles with each further one.
+const SCHEDULER_PAUSE: Duration = Duration::from_millis(10);
 /// A step that takes longer is reported in the log, again each time its age has doubled.
 const STEP_OVERDUE: Duration = Duration::from_secs(5);
 
@@ -31,6 +35,8 @@ pub(crate) struct Frontend {
     clock: Clock,
     metrics: FrontendMetrics,
     last_step: Duration,
+    /// Why the cluster cannot go on.
+    failed: Option<String>,
     next_warning: Duration,
 }
 
@@ -52,7 +58,8 @@ struct SchedulerSlot {
     asking: bool,
     /// The last one died; a new one is started when no step is under way.
     down: bool,
-    deaths: u32,
+    /// When the last ones died, within [`SCHEDULER_WINDOW`].
+    deaths: Vec<Duration>,
 }
 
 impl Frontend {
@@ -66,11 +73,12 @@ impl Frontend {
                 start,
                 asking: false,
                 down: false,
-                deaths: 0,
+                deaths: Vec::new(),
             },
             clock,
             metrics: FrontendMetrics::new(),
             last_step: Duration::ZERO,
+            failed: None,
             next_warning: STEP_OVERDUE,
         }
     }
@@ -109,7 +117,8 @@ impl Frontend {
     fn consult(&mut self, ctx: &mut Context<Self>) {
         let slot = &mut self.scheduler;
         if slot.down {
-            if self.ledger.steps_in_flight() == 0 && !slot.asking {
+            let rested = self.clock.now() >= slot.resume_at();
+            if rested && self.ledger.steps_in_flight() == 0 && !slot.asking {
                 self.restart_scheduler(ctx);
             }
             return;
@@ -139,14 +148,18 @@ impl Frontend {
 
     fn scheduler_died(&mut self, why: &str) {
         let slot = &mut self.scheduler;
+        let now = self.clock.now();
         slot.down = true;
-        slot.deaths += 1;
+        slot.deaths
+            .retain(|&death| now.saturating_sub(death) < SCHEDULER_WINDOW);
+        slot.deaths.push(now);
+        let deaths = slot.deaths.len();
         self.metrics.scheduler_restarts.increment(1);
         tracing::error!(
-            deaths = slot.deaths,
+            deaths,
             "the scheduler is lost ({why}); a new one is started when the steps under way have ended. No request is lost"
         );
-        if slot.deaths >= SCHEDULER_RESTARTS_MAX {
+        if deaths >= SCHEDULER_DEATHS_MAX {
             self.ledger
                 .fail_all("the scheduler fails again and again; see the server's log");
         }
@@ -163,8 +176,18 @@ impl Frontend {
         for link in &mut self.workers {
             link.flush();
         }
-        let overdue = self.ledger.overdue(self.clock.now(), self.next_warning);
-        for step in &overdue {
+        let overdue = self.ledger.overdue(self.clock.now(), STEP_OVERDUE);
+        let oldest = overdue
+            .iter()
+            .map(|step| step.age)
+            .max()
+            .unwrap_or_default();
+        let due = oldest >= self.next_warning;
+        // A step with nobody missing waits for an older one of its micro-batch, which is named.
+        for step in overdue
+            .iter()
+            .filter(|step| due && !step.missing.is_empty())
+        {
             let missing: Vec<_> = step
                 .missing
                 .iter()
@@ -178,12 +201,25 @@ impl Frontend {
                 missing.join(", ")
             );
         }
-        if !overdue.is_empty() {
-            self.next_warning *= 2;
-        } else if self.ledger.steps_in_flight() == 0 {
+        if due {
+            self.next_warning = oldest * 2;
+        } else if overdue.is_empty() {
             self.next_warning = STEP_OVERDUE;
         }
         self.advance(ctx);
+    }
+}
+
+impl SchedulerSlot {
+    /// When one that died may be started again: at once after a first death, later and later after further ones.
+    fn resume_at(&self) -> Duration {
+        let Some(&last) = self.deaths.last() else {
+            return Duration::ZERO;
+        };
+        match self.deaths.len() as u32 {
+            1 => last,
+            deaths => last + SCHEDULER_PAUSE * 2u32.pow((deaths - 2).min(9)),
+        }
     }
 }
 
@@ -268,7 +304,6 @@ impl Handler<StepReport> for Frontend {
         let now = self.clock.now();
         for (done, age) in self.ledger.report(report, now) {
             self.last_step = now;
-            self.scheduler.deaths = 0;
             self.metrics.step(&done, age);
         }
         self.advance(ctx);
@@ -323,6 +358,7 @@ impl Handler<GiveUp> for Frontend {
     fn handle(&mut self, message: GiveUp, ctx: &mut Self::Context) {
         self.ledger.drain();
         self.ledger.fail_all(&message.0);
+        self.failed = Some(message.0);
         self.advance(ctx);
     }
 }
@@ -356,13 +392,13 @@ pub struct Status {
     pub waiting: usize,
     /// Steps under way.
     pub steps_in_flight: usize,
-    /// Steps that have ended since the start.
-    pub steps: u64,
     /// Time since the last step ended, or since the start; in seconds when serialised.
     #[serde(serialize_with = "seconds")]
     pub since_last_step: Duration,
     /// Whether new requests are refused.
     pub draining: bool,
+    /// Why the cluster cannot go on, if it cannot.
+    pub failed: Option<String>,
     /// Tokens and events since the start.
     #[serde(flatten)]
     pub totals: Totals,
@@ -395,11 +431,11 @@ impl Handler<AskStatus> for Frontend {
         MessageResult(Status {
             epoch: self.ledger.epoch().0,
             live: self.ledger.live(),
-            waiting: view.waiting().len(),
+            waiting: self.ledger.waiting(),
             steps_in_flight: self.ledger.steps_in_flight(),
-            steps: self.ledger.totals.steps,
             since_last_step: self.clock.now().saturating_sub(self.last_step),
             draining: self.ledger.is_draining(),
+            failed: self.failed.clone(),
             totals: self.ledger.totals,
             attention: view
                 .workers()

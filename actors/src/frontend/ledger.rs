@@ -156,8 +156,7 @@ impl Ledger {
             return Err(SubmitError::Draining);
         }
         let limit = self.limits.check(&request)?;
-        let told = |event: &&SchedulerEvent| matches!(event, SchedulerEvent::Submit(_));
-        let waiting = self.view.waiting().len() + self.pending.iter().filter(told).count();
+        let waiting = self.waiting();
         if waiting >= self.limits.max_waiting {
             return Err(SubmitError::QueueFull { waiting });
         }
@@ -368,6 +367,15 @@ impl Ledger {
             .values()
             .filter(|record| !record.closed)
             .count()
+    }
+
+    /// Requests without a place on a worker, those included that the scheduler has not been told of.
+    pub fn waiting(&self) -> usize {
+        let untold = |event: &&SchedulerEvent| {
+            // After a regrouping all are told again; those the books have are counted there.
+            matches!(event, SchedulerEvent::Submit(submit) if self.view.sequence(submit.sequence).is_none())
+        };
+        self.view.waiting().len() + self.pending.iter().filter(untold).count()
     }
 
     /// Steps under way.

@@ -131,9 +131,9 @@ impl FrontendMetrics {
     /// Publishes what the ledger holds and has counted since the last call.
     pub(crate) fn state(&mut self, ledger: &Ledger) {
         let view = ledger.view();
-        let waiting = view.waiting().len();
-        self.waiting.set(waiting as f64);
-        self.running.set((view.sequences().len() - waiting) as f64);
+        self.waiting.set(ledger.waiting() as f64);
+        self.running
+            .set((view.sequences().len() - view.waiting().len()) as f64);
         let blocks = |f: fn(&crate::scheduler::WorkerView) -> u32| -> f64 {
             view.workers().iter().map(|w| f64::from(f(w))).sum()
         };

@@ -67,11 +67,11 @@ pub(super) enum State {
 impl Progress {
     /// Enters what the cluster said at `now`.
     fn observe(&mut self, now: Duration, status: &Status) {
-        if status.live == 0 || status.steps != self.steps {
+        if status.live == 0 || status.totals.steps != self.steps {
             self.moved = now;
         }
         self.moved = self.moved.max(now.saturating_sub(status.since_last_step));
-        (self.live, self.waiting, self.steps) = (status.live, status.waiting, status.steps);
+        (self.live, self.waiting, self.steps) = (status.live, status.waiting, status.totals.steps);
     }
 
     pub(super) fn state(&self, still: Duration, stalled_after: Duration) -> State {
@@ -154,10 +154,13 @@ mod tests {
             live,
             waiting: 0,
             steps_in_flight: 0,
-            steps,
             since_last_step,
             draining: false,
-            totals: Default::default(),
+            failed: None,
+            totals: volley_actors::Totals {
+                steps,
+                ..Default::default()
+            },
             attention: Vec::new(),
         }
     }
