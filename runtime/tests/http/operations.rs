@@ -62,12 +62,12 @@ fn metrics_count_what_happened() {
         json!({"prompt": "a", "max_tokens": 5, "ignore_eos": true}),
     );
     server.post("/v1/completions", &json!({}));
+    // An answer is counted when it is out, which the client may see first.
+    wait_until("both are counted", || {
+        let done = "volley_http_requests_total{route=\"/v1/completions\",status=\"200\"}";
+        value(done) >= requests + 1.0 && value(refused) >= 1.0
+    });
     assert!(value("volley_generation_tokens_total") >= tokens + 5.0);
-    assert!(
-        value("volley_http_requests_total{route=\"/v1/completions\",status=\"200\"}")
-            >= requests + 1.0
-    );
-    assert!(value(refused) >= 1.0);
     assert!(value("volley_http_requests_in_flight") >= 1.0);
     assert!(value("volley_time_to_first_token_seconds_count") >= 1.0);
 }
