@@ -171,7 +171,7 @@ pub const KEYS: &[Key] = &[
         },
         default: Default::Value("30"),
         flag: None,
-        help: "Seconds a worker waits for a peer's frame before it calls the peer lost.",
+        help: "Seconds an attention worker waits for an expert worker's frame before it calls that worker lost; expert workers wait three quarters of it for attention workers.",
     },
     Key {
         path: "limits.max_context",
