@@ -19,7 +19,7 @@ use volley_models::kernels::{
 };
 use volley_models::{
     Activation, Architecture, AttentionModule, AttentionOptions, ComputeType, ElementType,
-    ExpertModule, ExpertOptions, FfnKind, LayerSpec, MatrixView, ModelSpec, Norm, Rope,
+    ExpertModule, ExpertOptions, FfnKind, LayerSpec, MatrixView, Member, ModelSpec, Norm, Rope,
     RopeScaling, SequenceSlice, SpecialTokens, TensorId, WeightError, WeightSource,
 };
 
@@ -226,7 +226,13 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
             max_rows: 256,
         };
         let mut module =
-            ExpertModule::load(&source, &[0, 1, 2, 3, 4, 5, 6, 7], options, &mut |_| ())
+            ExpertModule::load(
+                &source,
+                &[0, 1, 2, 3, 4, 5, 6, 7],
+                options,
+                Member::alone(),
+                &mut |_| (),
+            )
                 .expect("the source has all");
         for rows_per_expert in [1, 2, 8, 32] {
             let rows = 8 * rows_per_expert;
@@ -346,9 +352,10 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
             block_tokens: 16,
             max_rows: 128,
             micro_batches: 1,
+            seats: 1,
         };
         let mut module =
-            AttentionModule::load(&source, options, &mut |_| ()).expect("the source has all");
+            AttentionModule::load(&source, options, Member::alone(), &mut |_| ()).expect("the source has all");
         let mut acts = module.activations();
         let tables: Vec<Vec<u32>> = (0..32).map(|s| (s * 16..s * 16 + 16).collect()).collect();
         let tokens = vec![7u32; 128];

@@ -11,16 +11,17 @@ mod weights;
 
 pub use activations::{Activations, SequenceSlice};
 
-use activations::{Limits, SpanRecord};
+use activations::{Limits, SPAN_ROWS};
 use weights::{DenseWeights, LayerFfn, projections};
 
 use crate::ModelSpec;
+use crate::crew::{Chunks, Grid, Member, PerSeat};
 use crate::dtype::ComputeType;
 use crate::ffn::FfnScratch;
 use crate::kernels::{
-    AttentionScratch, Isa, MatrixMut, PackedMatrix, PackedRows, PagedAttention, RopeTable, Rows,
-    Span, Start, TILE_POSITIONS, TopK, add_assign, clamp, gemm, layer_norm, rms_norm,
-    round_to_bf16, softmax, top_k,
+    AttentionScratch, Isa, MatrixMut, PANEL_COLUMNS, PackedGroup, PackedMatrix, PackedRows,
+    PagedAttention, RopeTable, Rows, Span, Start, TILE_POSITIONS, TopK, add_assign, clamp,
+    columns_per_piece, gemm, layer_norm, rms_norm, round_to_bf16, softmax, top_k,
 };
 use crate::kv_cache::KvCache;
 use crate::memory::{MemoryEstimate, ModuleError, Progress};
@@ -42,6 +43,8 @@ pub struct AttentionOptions {
     pub max_rows: usize,
     /// Micro-batches that will be in flight: only the memory estimate asks.
     pub micro_batches: usize,
+    /// Seats of the crew it will compute with ([`Crew::seats`](crate::Crew::seats)): likewise.
+    pub seats: usize,
 }
 
 /// The dense weights of all layers, the cache of keys and values, and scratch for one micro-batch at a time.
@@ -53,6 +56,7 @@ pub struct AttentionModule {
     weights: DenseWeights,
     rope: RopeTable,
     cache: KvCache,
+    crew: Member,
     scratch: Scratch,
 }
 
@@ -65,7 +69,7 @@ struct Scratch {
     context: Vec<f32>,
     projected: Vec<f32>,
     probabilities: Vec<f32>,
-    attention: AttentionScratch,
+    attention: PerSeat<AttentionScratch>,
     ffn: FfnScratch,
 }
 
@@ -90,7 +94,7 @@ impl AttentionModule {
             Limits::new(spec, &options)?
                 .bytes()?
                 .checked_mul(options.micro_batches)?
-                .checked_add(Scratch::bytes(spec, options.max_rows)?)
+                .checked_add(Scratch::bytes(spec, options)?)
         };
         let kv = KvCache::bytes(spec, options.dtype, options.kv_blocks, options.block_tokens);
         let or = |bytes: Option<usize>, what| bytes.ok_or(ModuleError::TooLarge { what });
@@ -101,13 +105,14 @@ impl AttentionModule {
         })
     }
 
-    /// Packs the weights and makes room for everything else.
+    /// Packs the weights and makes room for everything else. The module computes with `crew`.
     ///
     /// # Errors
     /// When a weight is missing, sizes overflow or an option is one that the kernels do not take.
     pub fn load(
         source: &dyn WeightSource,
         options: AttentionOptions,
+        crew: Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
@@ -123,7 +128,8 @@ impl AttentionModule {
                 options.kv_blocks,
                 options.block_tokens,
             ),
-            scratch: Scratch::new(options.isa, spec, options.max_rows),
+            scratch: Scratch::new(options.isa, spec, options.max_rows, &crew),
+            crew,
             spec: spec.clone(),
             options,
             limits,
@@ -138,6 +144,11 @@ impl AttentionModule {
     /// Longest sequence there is room for: the model's, or the cache's if that is less.
     pub fn max_positions(&self) -> usize {
         self.limits.max_positions
+    }
+
+    /// The module's place in its crew.
+    pub fn crew(&mut self) -> &mut Member {
+        &mut self.crew
     }
 
     /// Room for one more micro-batch.
@@ -177,40 +188,64 @@ impl AttentionModule {
         if rows == 0 {
             return;
         }
-        let hidden = self.spec.hidden;
         self.attend(layer, acts);
-        let (weights, scratch) = (&self.weights.layers[layer], &mut self.scratch);
-        let isa = self.options.isa;
+        let AttentionModule {
+            spec,
+            options,
+            weights,
+            crew,
+            scratch,
+            ..
+        } = self;
+        let (isa, hidden, bounds) = (options.isa, spec.hidden, [0, rows]);
+        let weights = &weights.layers[layer];
         let residual = &mut acts.residual[..rows * hidden];
         let input = &mut acts.ffn_input[..rows * hidden];
-        normalize(isa, self.spec.norm, residual, &weights.ffn_norm, input);
+        let Scratch {
+            packed,
+            projected,
+            probabilities,
+            ffn,
+            ..
+        } = scratch;
         match &weights.ffn {
-            LayerFfn::Dense(ffn) => {
-                let projected = &mut scratch.projected[..rows * hidden];
-                ffn.forward(isa, &mut scratch.ffn, Rows::F32(input), projected);
-                add_assign(residual, projected);
+            LayerFfn::Dense(dense) => {
+                normalize(isa, spec.norm, residual, &weights.ffn_norm, input);
+                let projected = &mut projected[..rows * hidden];
+                ffn.forward(isa, crew, |_| dense, &bounds, Rows::F32(input), projected);
+                add(crew, residual, projected);
             }
             LayerFfn::Experts { router } => {
-                if acts.limits.bf16 {
-                    round_to_bf16(isa, input, &mut acts.ffn_input_bf16[..rows * hidden]);
-                }
-                let experts = self.spec.experts;
-                let probabilities = &mut scratch.probabilities[..rows * experts];
-                multiply(&mut scratch.packed, router, input, None, probabilities);
-                softmax(isa, probabilities, experts);
+                packed.lay_out(router.kind(), &bounds, hidden);
+                let tiles = packed.parts();
+                // In a module that computes in f32 there are no bits.
+                let bits_width = if acts.limits.bf16 { hidden } else { 0 };
+                let inputs = tiles.beside(input, hidden);
+                let bits = tiles.beside(&mut acts.ffn_input_bf16, bits_width);
+                crew.each((tiles, (inputs, bits)), |_, (mut tiles, (input, bits)), _| {
+                    let rows = tiles.rows();
+                    let residual = &residual[rows.start * hidden..rows.end * hidden];
+                    normalize(isa, spec.norm, residual, &weights.ffn_norm, input);
+                    if bits_width > 0 {
+                        round_to_bf16(isa, input, bits);
+                    }
+                    tiles.pack(Rows::F32(input));
+                });
+                let (experts, k) = (spec.experts, spec.top_k);
+                let probabilities = &mut probabilities[..rows * experts];
+                multiply(crew, packed, router, None, probabilities, |_| ());
                 let choice = TopK {
                     experts,
-                    k: self.spec.top_k,
-                    normalize: self.spec.normalize_top_k,
+                    k,
+                    normalize: spec.normalize_top_k,
                 };
-                let chosen = rows * self.spec.top_k;
-                let ids = &mut acts.expert_ids[..chosen];
-                top_k(
-                    choice,
-                    probabilities,
-                    ids,
-                    &mut acts.expert_weights[..chosen],
-                );
+                let ids = Chunks::new(&mut acts.expert_ids[..rows * k], GATE_ROWS * k);
+                let chosen = Chunks::new(&mut acts.expert_weights[..rows * k], GATE_ROWS * k);
+                let probabilities = Chunks::new(probabilities, GATE_ROWS * experts);
+                crew.each((probabilities, (ids, chosen)), |_, (p, (ids, weights)), _| {
+                    softmax(isa, p, experts);
+                    top_k(choice, p, ids, weights);
+                });
             }
         }
     }
@@ -219,9 +254,9 @@ impl AttentionModule {
     ///
     /// # Panics
     /// When `ffn_out` has another shape.
-    pub fn add_ffn(&self, acts: &mut Activations, ffn_out: &[f32]) {
+    pub fn add_ffn(&mut self, acts: &mut Activations, ffn_out: &[f32]) {
         let len = acts.rows() * self.spec.hidden;
-        add_assign(&mut acts.residual[..len], ffn_out);
+        add(&mut self.crew, &mut acts.residual[..len], ffn_out);
     }
 
     /// Final norm and head of rows `rows`, in that order: `out` is `[rows.len(), vocab]`.
@@ -245,28 +280,46 @@ impl AttentionModule {
                 places: (out.len() / vocab).min(self.options.max_rows),
             });
         }
-        let Scratch { normed, packed, .. } = &mut self.scratch;
-        let normed = &mut normed[..rows.len() * hidden];
-        for (row, place) in rows.iter().zip(normed.chunks_exact_mut(hidden)) {
-            let residual = &acts.residual[*row as usize * hidden..][..hidden];
-            normalize(
-                self.options.isa,
-                self.spec.norm,
-                residual,
-                &self.weights.final_norm,
-                place,
-            );
-        }
-        multiply(packed, &self.weights.head, normed, None, out);
+        let AttentionModule {
+            spec,
+            options,
+            weights,
+            crew,
+            scratch: Scratch { normed, packed, .. },
+            ..
+        } = self;
+        let (isa, norm) = (options.isa, spec.norm);
+        packed.lay_out(weights.head.kind(), &[0, rows.len()], hidden);
+        let tiles = packed.parts();
+        let normed = tiles.beside(normed, hidden);
+        crew.each((tiles, normed), |_, (mut tiles, normed), _| {
+            let places = normed.chunks_exact_mut(hidden);
+            for (row, place) in rows[tiles.rows()].iter().zip(places) {
+                let residual = &acts.residual[*row as usize * hidden..][..hidden];
+                normalize(isa, norm, residual, &weights.final_norm, place);
+            }
+            tiles.pack(Rows::F32(normed));
+        });
+        multiply(crew, packed, &weights.head, None, out, |_| ());
         Ok(())
     }
 
     /// Norm, projections, rotary embedding, cache, attention, output projection and residual.
     fn attend(&mut self, layer: usize, acts: &mut Activations) {
-        let spec = &self.spec;
-        let isa = self.options.isa;
-        let weights = &self.weights.layers[layer];
+        let AttentionModule {
+            spec,
+            options,
+            weights,
+            rope,
+            cache,
+            crew,
+            scratch,
+            ..
+        } = self;
+        let (isa, hidden, head_dim) = (options.isa, spec.hidden, spec.head_dim);
+        let weights = &weights.layers[layer];
         let rows = acts.rows();
+        let bounds = [0, rows];
         let (q, kv) = projections(spec).expect("sizes were checked");
         let width = q + 2 * kv;
         let Scratch {
@@ -277,78 +330,91 @@ impl AttentionModule {
             projected,
             attention,
             ..
-        } = &mut self.scratch;
-        let residual = &mut acts.residual[..rows * spec.hidden];
-        let normed = &mut normed[..rows * spec.hidden];
+        } = scratch;
+        let residual = &mut acts.residual[..rows * hidden];
         let qkv = &mut qkv[..rows * width];
         let context = &mut context[..rows * q];
-        let projected = &mut projected[..rows * spec.hidden];
 
-        normalize(isa, spec.norm, residual, &weights.attention_norm, normed);
-        multiply(
-            packed,
-            &weights.qkv,
-            normed,
-            weights.qkv_bias.as_deref(),
-            qkv,
-        );
-        if let Some(limit) = spec.clip_qkv {
-            clamp(qkv, limit);
-        }
+        packed.lay_out(weights.qkv.kind(), &bounds, hidden);
+        let tiles = packed.parts();
+        let normed = tiles.beside(normed, hidden);
+        crew.each((tiles, normed), |_, (mut tiles, normed), _| {
+            let rows = tiles.rows();
+            let residual = &residual[rows.start * hidden..rows.end * hidden];
+            normalize(isa, spec.norm, residual, &weights.attention_norm, normed);
+            tiles.pack(Rows::F32(normed));
+        });
+        let bias = weights.qkv_bias.as_deref();
+        multiply(crew, packed, &weights.qkv, bias, qkv, |mut part| {
+            if let Some(limit) = spec.clip_qkv {
+                for row in 0..part.rows() {
+                    clamp(part.row(row), limit);
+                }
+            }
+        });
+
         let (Norm::Rms { eps } | Norm::Layer { eps }) = spec.norm;
         let query_norm = weights.query_norm.as_deref().map(|weight| (weight, eps));
         let key_norm = weights.key_norm.as_deref().map(|weight| (weight, eps));
-        self.rope
-            .turn_heads(isa, qkv, width, 0..q, &acts.positions, query_norm);
-        self.rope
-            .turn_heads(isa, qkv, width, q..q + kv, &acts.positions, key_norm);
-        for (row, qkv) in qkv.chunks_exact(width).enumerate() {
-            let slot = acts.positions[row] as usize % self.cache.block_tokens();
-            let (key, value) = qkv[q..].split_at(kv);
-            self.cache
-                .write(layer, acts.row_blocks[row], slot, key, value);
-        }
+        let group = spec.heads_per_kv_head() * head_dim;
+        let block_tokens = cache.block_tokens();
+        let (queries, others) = MatrixMut::new(qkv, rows, width, width).split_columns(q);
+        let (keys, values) = others.split_columns(kv);
+        let heads = (
+            Grid::new(queries, &bounds, group),
+            (
+                Grid::new(keys, &bounds, head_dim),
+                Grid::new(values, &bounds, head_dim),
+            ),
+        );
+        let (positions, row_blocks) = (&acts.positions, &acts.row_blocks);
+        crew.each((heads, cache.heads(layer)), |_, (heads, mut cache), _| {
+            let (queries, (mut keys, mut values)) = heads;
+            rope.turn_heads(isa, queries, positions, query_norm);
+            rope.turn_heads(isa, keys.reborrow(), positions, key_norm);
+            for row in 0..rows {
+                let slot = positions[row] as usize % block_tokens;
+                cache.write(row_blocks[row], slot, keys.row(row), values.row(row));
+            }
+        });
+
         let paged = PagedAttention {
             queries: qkv,
             query_stride: width,
-            keys: self.cache.keys(layer),
-            values: self.cache.values(layer),
-            block_tokens: self.cache.block_tokens(),
+            keys: cache.keys(layer),
+            values: cache.values(layer),
+            block_tokens,
             heads: spec.heads,
             kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
+            head_dim,
             window: spec.sliding_window,
-            scale: 1.0 / (spec.head_dim as f32).sqrt(),
+            scale: 1.0 / (head_dim as f32).sqrt(),
         };
-        for SpanRecord {
-            first_row,
-            rows,
-            start,
-            table,
-        } in &acts.spans
-        {
+        let places = Grid::new(MatrixMut::new(context, rows, q, q), &acts.bounds, group);
+        crew.each(places, |index, place, seat| {
+            let (span, head) = (&acts.spans[index / spec.kv_heads], index % spec.kv_heads);
             let span = Span {
-                first_row: *first_row,
-                rows: *rows,
-                start: *start,
-                blocks: &acts.tables[table.clone()],
+                first_row: span.first_row,
+                rows: span.rows,
+                start: span.start,
+                blocks: &acts.tables[span.table.clone()],
             };
-            let place = MatrixMut::new(&mut context[first_row * q..], *rows, q, q);
-            paged.run(isa, span, 0..spec.kv_heads, attention, place);
-        }
-        multiply(
-            packed,
-            &weights.output,
-            context,
-            weights.output_bias.as_deref(),
-            projected,
-        );
-        add_assign(residual, projected);
+            paged.run(isa, span, head..head + 1, attention.of(seat), place);
+        });
+
+        packed.pack_groups(crew, weights.output.kind(), Rows::F32(context), &bounds, q);
+        let bias = weights.output_bias.as_deref();
+        let projected = &mut projected[..rows * hidden];
+        multiply(crew, packed, &weights.output, bias, projected, |_| ());
+        add(crew, residual, projected);
     }
 }
 
+/// Rows of the gate that a thread takes at a time.
+const GATE_ROWS: usize = 16;
+
 impl Scratch {
-    fn new(isa: Isa, spec: &ModelSpec, rows: usize) -> Self {
+    fn new(isa: Isa, spec: &ModelSpec, rows: usize, crew: &Member) -> Self {
         let (q, kv) = projections(spec).expect("sizes were checked");
         Scratch {
             packed: PackedRows::new(isa, rows, spec.hidden.max(q)),
@@ -357,12 +423,15 @@ impl Scratch {
             context: vec![0.0; rows * q],
             projected: vec![0.0; rows * spec.hidden],
             probabilities: vec![0.0; rows * spec.experts],
-            attention: AttentionScratch::new(rows, spec.heads_per_kv_head(), spec.head_dim),
+            attention: PerSeat::new(crew, || {
+                AttentionScratch::new(SPAN_ROWS, spec.heads_per_kv_head(), spec.head_dim)
+            }),
             ffn: FfnScratch::new(isa, rows, spec.hidden, dense_width(spec)),
         }
     }
 
-    fn bytes(spec: &ModelSpec, rows: usize) -> Option<usize> {
+    fn bytes(spec: &ModelSpec, options: AttentionOptions) -> Option<usize> {
+        let rows = options.max_rows;
         let (q, kv) = projections(spec)?;
         let row = spec
             .hidden
@@ -372,11 +441,10 @@ impl Scratch {
             .checked_mul(rows)?
             .checked_mul(4)?
             .checked_add(PackedRows::bytes(rows, spec.hidden.max(q))?)?
-            .checked_add(AttentionScratch::bytes(
-                rows,
-                spec.heads_per_kv_head(),
-                spec.head_dim,
-            )?)?
+            .checked_add(
+                AttentionScratch::bytes(SPAN_ROWS, spec.heads_per_kv_head(), spec.head_dim)?
+                    .checked_mul(options.seats)?,
+            )?
             .checked_add(FfnScratch::bytes(rows, spec.hidden, dense_width(spec))?)
     }
 }
@@ -433,24 +501,38 @@ fn normalize(isa: Isa, norm: Norm, x: &[f32], weight: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `out = x w^T + bias`.
+/// Elements that a thread adds at a time.
+const ADD_ELEMENTS: usize = 16 << 10;
+
+/// `x += y`.
+fn add(crew: &mut Member, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    crew.each(Chunks::new(x, ADD_ELEMENTS), |index, x, _| {
+        add_assign(x, &y[index * ADD_ELEMENTS..][..x.len()]);
+    });
+}
+
+/// `out = x w^T + bias` for the packed rows, a piece of the columns at a time, with each of which `then` is called.
 fn multiply(
-    packed: &mut PackedRows,
+    crew: &mut Member,
+    x: &PackedRows,
     w: &PackedMatrix,
-    x: &[f32],
     bias: Option<&[f32]>,
     out: &mut [f32],
+    then: impl Fn(MatrixMut<'_>) + Sync,
 ) {
-    let rows = x.len() / w.k();
-    packed.pack(w.kind(), Rows::F32(x), rows, w.k());
-    let start = bias.map_or(Start::Zero, Start::Bias);
-    gemm(
-        packed,
-        w,
-        0..w.panels(),
-        MatrixMut::new(out, rows, w.n(), w.n()),
-        start,
-    );
+    let x = PackedGroup::from(x);
+    let bounds = [0, x.rows()];
+    let columns = columns_per_piece(crew, 1, 1, w);
+    let out = MatrixMut::new(out, x.rows(), w.n(), w.n());
+    crew.each(Grid::new(out, &bounds, columns), |index, mut part, _| {
+        let first = index * columns;
+        let end = first + part.cols();
+        let start = bias.map_or(Start::Zero, |bias| Start::Bias(&bias[first..end]));
+        let panels = first / PANEL_COLUMNS..end.div_ceil(PANEL_COLUMNS);
+        gemm(x, w, panels, part.reborrow(), start);
+        then(part);
+    });
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What an expert worker computes: the gated FFN of the experts it owns, for rows that arrive grouped by expert.
 
 use crate::ModelSpec;
+use crate::crew::Member;
 use crate::dtype::ComputeType;
 use crate::ffn::{FfnScratch, GatedFfn};
 use crate::kernels::{Arena, Isa, Rows};
@@ -14,7 +15,7 @@ pub struct ExpertOptions {
     pub dtype: ComputeType,
     /// Instruction set of the kernels.
     pub isa: Isa,
-    /// Rows that scratch is sized for. Larger groups are worked off in pieces of this many.
+    /// Rows that scratch is sized for. More are worked off in waves of this many.
     pub max_rows: usize,
 }
 
@@ -26,7 +27,18 @@ pub struct ExpertModule {
     experts: Vec<u16>,
     options: ExpertOptions,
     hidden: usize,
+    crew: Member,
     scratch: FfnScratch,
+    wave: Wave,
+}
+
+/// Groups of rows that are computed together.
+#[derive(Debug)]
+struct Wave {
+    /// The expert of each group, by its index in the module.
+    experts: Vec<usize>,
+    /// Row that each group begins with, counted from the first of the wave; after the last, the end.
+    bounds: Vec<usize>,
 }
 
 impl ExpertModule {
@@ -45,6 +57,7 @@ impl ExpertModule {
                 .checked_mul(spec.moe_layers().count())
         };
         let scratch = FfnScratch::bytes(options.max_rows, spec.hidden, spec.expert_hidden);
+        let scratch = scratch.and_then(|bytes| bytes.checked_add(Wave::bytes(experts)));
         Ok(MemoryEstimate {
             weights: weights().ok_or(ModuleError::TooLarge {
                 what: "the experts' weights",
@@ -56,7 +69,7 @@ impl ExpertModule {
         })
     }
 
-    /// Packs the experts named by their global ids; rows come to [`ExpertModule::forward`] in this order of experts.
+    /// Packs the experts named by their global ids; rows come to [`ExpertModule::forward`] in this order of experts. The module computes with `crew`.
     ///
     /// # Errors
     /// When an id is not one of the model's or comes twice, when a weight is missing, or when sizes overflow.
@@ -64,6 +77,7 @@ impl ExpertModule {
         source: &dyn WeightSource,
         experts: &[u16],
         options: ExpertOptions,
+        crew: Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
@@ -109,6 +123,8 @@ impl ExpertModule {
             experts: experts.to_vec(),
             options,
             hidden: spec.hidden,
+            crew,
+            wave: Wave::new(experts.len()),
             scratch: FfnScratch::new(
                 options.isa,
                 options.max_rows,
@@ -121,6 +137,11 @@ impl ExpertModule {
     /// Global ids of the experts, in the order of their groups.
     pub fn experts(&self) -> &[u16] {
         &self.experts
+    }
+
+    /// The module's place in its crew.
+    pub fn crew(&mut self) -> &mut Member {
+        &mut self.crew
     }
 
     /// Computes layer `layer` for rows grouped by expert: rows `offsets[e]..offsets[e + 1]` of `x` visit the module's expert `e`,
@@ -156,21 +177,50 @@ impl ExpertModule {
                 hidden,
             });
         }
-        for (expert, group) in experts.iter().zip(offsets.windows(2)) {
-            let (mut first, end) = (group[0] as usize, group[1] as usize);
-            while first < end {
-                let last = end.min(first + self.options.max_rows);
-                let place = &mut out[first * hidden..last * hidden];
-                expert.forward(
-                    self.options.isa,
-                    &mut self.scratch,
-                    x.slice(first..last, hidden),
-                    place,
-                );
-                first = last;
-            }
+        let max_rows = self.options.max_rows;
+        let mut first = 0;
+        while first < rows {
+            let last = rows.min(first + max_rows);
+            self.wave.take(offsets, first, last);
+            let Wave { experts: of, bounds } = &self.wave;
+            self.scratch.forward(
+                self.options.isa,
+                &mut self.crew,
+                |group| &experts[of[group]],
+                bounds,
+                x.slice(first..last, hidden),
+                &mut out[first * hidden..last * hidden],
+            );
+            first = last;
         }
         Ok(())
+    }
+}
+
+impl Wave {
+    fn new(experts: usize) -> Self {
+        Wave {
+            experts: Vec::with_capacity(experts),
+            bounds: Vec::with_capacity(experts + 1),
+        }
+    }
+
+    fn bytes(experts: usize) -> usize {
+        (2 * experts + 1) * size_of::<usize>()
+    }
+
+    /// Takes rows `first..last`: the groups of `offsets` that have some of them.
+    fn take(&mut self, offsets: &[u32], first: usize, last: usize) {
+        self.experts.clear();
+        self.bounds.clear();
+        self.bounds.push(0);
+        for (expert, group) in offsets.windows(2).enumerate() {
+            let (start, end) = (first.max(group[0] as usize), last.min(group[1] as usize));
+            if start < end {
+                self.experts.push(expert);
+                self.bounds.push(end - first);
+            }
+        }
     }
 }
 
@@ -236,9 +286,13 @@ mod tests {
                     for max_rows in [1, 5, 64] {
                         let options = options(isa, dtype, max_rows);
                         let mut seen = 0;
-                        let mut module = ExpertModule::load(&source, &owned, options, &mut |p| {
-                            seen = p.packed_bytes
-                        })
+                        let mut module = ExpertModule::load(
+                            &source,
+                            &owned,
+                            options,
+                            Member::alone(),
+                            &mut |p| seen = p.packed_bytes,
+                        )
                         .unwrap();
                         assert_eq!(
                             seen,
@@ -287,7 +341,9 @@ mod tests {
             seed: 1,
         };
         let options = options(Isa::detect(), ComputeType::F32, 8);
-        let load = |experts: &[u16]| ExpertModule::load(&source, experts, options, &mut |_| ());
+        let load = |experts: &[u16]| {
+            ExpertModule::load(&source, experts, options, Member::alone(), &mut |_| ())
+        };
         assert!(matches!(
             load(&[3, 3]),
             Err(ModuleError::Expert { expert: 3, .. })

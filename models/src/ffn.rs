@@ -1,23 +1,30 @@
 //! The gated feed-forward part that experts and dense layers share: `down(silu(gate(x)) * up(x))`.
+//!
+//! Rows come grouped by whose they are. A wave of groups is computed in four operations, each cut into pieces for the crew: rows are packed;
+//! columns of gate and up are computed and gated, while they are in the cache; the gated rows are packed; columns of down are computed.
 
+use crate::crew::{Grid, Member};
 use crate::dtype::ComputeType;
 use crate::kernels::{
-    Arena, Isa, MatrixMut, PackedMatrix, PackedRows, Rows, Start, gated_silu, gemm,
+    Arena, Isa, MatrixMut, PANEL_COLUMNS, PackedMatrix, PackedRows, Rows, Start, columns_per_piece,
+    gated_silu, gemm,
 };
 use crate::weights::MatrixView;
 
-/// Packed weights: gate and up side by side, so that one pass over the input yields both.
+/// Packed weights. Gate and up are apart, so that a piece can take the same columns of both.
 #[derive(Debug)]
 pub(crate) struct GatedFfn {
-    gate_up: PackedMatrix,
+    gate: PackedMatrix,
+    up: PackedMatrix,
     down: PackedMatrix,
 }
 
 impl GatedFfn {
     /// Bytes in an arena for `hidden` inputs and outputs and `width` between; nothing if that overflows.
     pub(crate) fn bytes(dtype: ComputeType, hidden: usize, width: usize) -> Option<usize> {
-        let gate_up = PackedMatrix::bytes(dtype.weights(), width.checked_mul(2)?, hidden)?;
-        gate_up.checked_add(PackedMatrix::bytes(dtype.weights(), hidden, width)?)
+        PackedMatrix::bytes(dtype.weights(), width, hidden)?
+            .checked_mul(2)?
+            .checked_add(PackedMatrix::bytes(dtype.weights(), hidden, width)?)
     }
 
     pub(crate) fn pack(
@@ -27,61 +34,89 @@ impl GatedFfn {
         up: MatrixView<'_>,
         down: MatrixView<'_>,
     ) -> Self {
+        let mut pack = |view| PackedMatrix::pack(arena, dtype.weights(), &[view]);
         GatedFfn {
-            gate_up: PackedMatrix::pack(arena, dtype.weights(), &[gate, up]),
-            down: PackedMatrix::pack(arena, dtype.weights(), &[down]),
+            gate: pack(gate),
+            up: pack(up),
+            down: pack(down),
         }
-    }
-
-    /// `out = ffn(x)` for `[rows, hidden]`, at most as many rows as the scratch was made for.
-    pub(crate) fn forward(&self, isa: Isa, scratch: &mut FfnScratch, x: Rows<'_>, out: &mut [f32]) {
-        let (hidden, width) = (self.down.n(), self.down.k());
-        let rows = out.len() / hidden;
-        let kind = self.down.kind();
-        scratch.packed.pack(kind, x, rows, hidden);
-        let gate_up = &mut scratch.gate_up[..rows * 2 * width];
-        let place = MatrixMut::new(gate_up, rows, 2 * width, 2 * width);
-        gemm(
-            &scratch.packed,
-            &self.gate_up,
-            0..self.gate_up.panels(),
-            place,
-            Start::Zero,
-        );
-        let gated = &mut scratch.gated[..rows * width];
-        gated_silu(isa, gate_up, width, gated);
-        scratch.packed.pack(kind, Rows::F32(gated), rows, width);
-        let place = MatrixMut::new(out, rows, hidden, hidden);
-        gemm(
-            &scratch.packed,
-            &self.down,
-            0..self.down.panels(),
-            place,
-            Start::Zero,
-        );
     }
 }
 
-/// Room for a gated FFN's intermediate values.
+/// Room for a wave's intermediate values.
 #[derive(Debug)]
 pub(crate) struct FfnScratch {
     packed: PackedRows,
-    gate_up: Vec<f32>,
-    gated: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
 }
 
 impl FfnScratch {
     pub(crate) fn new(isa: Isa, rows: usize, hidden: usize, width: usize) -> Self {
         FfnScratch {
             packed: PackedRows::new(isa, rows, hidden.max(width)),
-            gate_up: vec![0.0; rows * 2 * width],
-            gated: vec![0.0; rows * width],
+            gate: vec![0.0; rows * width],
+            up: vec![0.0; rows * width],
         }
     }
 
     /// Bytes of that room; nothing if that overflows.
     pub(crate) fn bytes(rows: usize, hidden: usize, width: usize) -> Option<usize> {
         PackedRows::bytes(rows, hidden.max(width))?
-            .checked_add(rows.checked_mul(width)?.checked_mul(3 * 4)?)
+            .checked_add(rows.checked_mul(width)?.checked_mul(2 * 4)?)
     }
+
+    /// `out = ffn(x)` for `[rows, hidden]`: rows `bounds[g]..bounds[g + 1]` by `of(g)`, all of one shape. At most as many rows as the scratch was made for.
+    pub(crate) fn forward<'w>(
+        &mut self,
+        isa: Isa,
+        crew: &mut Member,
+        of: impl Fn(usize) -> &'w GatedFfn + Sync,
+        bounds: &[usize],
+        x: Rows<'_>,
+        out: &mut [f32],
+    ) {
+        let FfnScratch { packed, gate, up } = self;
+        let groups = bounds.len() - 1;
+        let rows = bounds[groups];
+        if rows == 0 {
+            return;
+        }
+        let first = of(0);
+        let (hidden, width, kind) = (first.down.n(), first.down.k(), first.down.kind());
+
+        packed.pack_groups(crew, kind, x, bounds, hidden);
+        let gate = &mut gate[..rows * width];
+        let up = &mut up[..rows * width];
+        let columns = columns_per_piece(crew, groups, 2, &first.gate);
+        let grid = |data| Grid::new(MatrixMut::new(data, rows, width, width), bounds, columns);
+        let (gates, ups) = (grid(&mut *gate), grid(up));
+        let across = gates.across();
+        let ours: &PackedRows = packed;
+        crew.each((gates, ups), |index, (mut gate, mut up), _| {
+            let (group, ffn) = (index / across, of(index / across));
+            let panels = panels(index % across, columns, width);
+            let x = ours.group(group);
+            gemm(x, &ffn.gate, panels.clone(), gate.reborrow(), Start::Zero);
+            gemm(x, &ffn.up, panels, up.reborrow(), Start::Zero);
+            gated_silu(isa, gate, up);
+        });
+
+        packed.pack_groups(crew, kind, Rows::F32(gate), bounds, width);
+        let columns = columns_per_piece(crew, groups, 1, &first.down);
+        let outs = Grid::new(MatrixMut::new(out, rows, hidden, hidden), bounds, columns);
+        let across = outs.across();
+        let ours: &PackedRows = packed;
+        crew.each(outs, |index, out, _| {
+            let (group, ffn) = (index / across, of(index / across));
+            let panels = panels(index % across, columns, hidden);
+            gemm(ours.group(group), &ffn.down, panels, out, Start::Zero);
+        });
+    }
+}
+
+/// Panels of piece `piece`, which has `columns` of `n` columns, or what is left of them.
+fn panels(piece: usize, columns: usize, n: usize) -> std::ops::Range<usize> {
+    let first = piece * columns;
+    first / PANEL_COLUMNS..n.min(first + columns).div_ceil(PANEL_COLUMNS)
 }

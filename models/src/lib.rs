@@ -3,7 +3,7 @@
 //! A Hugging Face directory goes in ([`ModelDir`]); out come a [`ModelSpec`], an
 //! [`AttentionModule`] (norms, QKV, rotary embedding, paged KV cache, attention, gate, top-k,
 //! embedding and head) and an [`ExpertModule`] (grouped gated FFN of some of the experts). Nothing
-//! here knows of threads, networks or requests.
+//! here knows of networks or requests; of threads, only that a [`Crew`] of them computes together.
 //!
 //! The hot operations are kernels of our own, chosen for the processor at run time; `reference` states
 //! each of them once more in plain candle, and the tests hold one against the other.
@@ -12,6 +12,7 @@ mod attention;
 mod chat;
 mod checkpoint;
 mod config;
+pub mod crew;
 mod dtype;
 mod dummy;
 mod expert;
@@ -38,6 +39,7 @@ pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
 pub use config::{ConfigError, GenerationDefaults, limits, parse_config};
+pub use crew::{Crew, Member, NoSeat};
 pub use dtype::ComputeType;
 pub use dummy::DummyWeights;
 pub use expert::{ExpertModule, ExpertOptions};

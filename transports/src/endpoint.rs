@@ -78,6 +78,10 @@ pub trait Endpoint: Send {
     /// The next event, if there is one. Never blocks, never allocates.
     fn poll(&mut self) -> Option<Event>;
 
+    /// Whether there is something to poll, or a [`Waker`] was used since the last wait; such a wake is used up by this. Never blocks: for a
+    /// thread that does something useful while it waits.
+    fn ready(&mut self) -> bool;
+
     /// Returns when there is something to poll, when a [`Waker`] was used, or after `timeout`; it may also return
     /// for no reason. Spins briefly, then parks the calling thread, whichever thread that is.
     fn wait(&mut self, timeout: Duration);

@@ -249,6 +249,10 @@ impl Endpoint for InProcess {
         }
     }
 
+    fn ready(&mut self) -> bool {
+        self.inbox.ready()
+    }
+
     fn wait(&mut self, timeout: Duration) {
         if self.inbox.ready() {
             return;

@@ -28,6 +28,8 @@ pub struct Activations {
     /// Block that each row's keys and values go to.
     pub(super) row_blocks: Vec<u32>,
     pub(super) spans: Vec<SpanRecord>,
+    /// Row that each span begins with; after the last, the end.
+    pub(super) bounds: Vec<usize>,
     pub(super) tables: Vec<u32>,
     pub(super) residual: Vec<f32>,
     pub(super) ffn_input: Vec<f32>,
@@ -37,7 +39,10 @@ pub struct Activations {
     pub(super) expert_weights: Vec<f32>,
 }
 
-/// One sequence's rows, and its block table within `tables`.
+/// Rows of a sequence that attention takes at once: enough to share what they read of the cache, few enough for several threads to get some.
+pub(super) const SPAN_ROWS: usize = 32;
+
+/// At most [`SPAN_ROWS`] rows of one sequence, and its block table within `tables`.
 #[derive(Debug, Clone)]
 pub(super) struct SpanRecord {
     pub(super) first_row: usize,
@@ -71,7 +76,7 @@ impl Limits {
             .checked_mul(if self.bf16 { 4 + 4 + 2 } else { 4 + 4 })?;
         let tables = self.blocks_of_a_sequence().checked_mul(4)?;
         let experts = self.top_k.checked_mul(2 + 4)?;
-        let ids = 3 * 4 + size_of::<SpanRecord>();
+        let ids = 3 * 4 + size_of::<SpanRecord>() + size_of::<usize>();
         hidden
             .checked_add(tables)?
             .checked_add(experts)?
@@ -104,6 +109,7 @@ impl Activations {
             positions: Vec::with_capacity(rows),
             row_blocks: Vec::with_capacity(rows),
             spans: Vec::with_capacity(rows),
+            bounds: Vec::with_capacity(rows + 1),
             tables: Vec::with_capacity(rows * limits.blocks_of_a_sequence()),
             residual: vec![0.0; rows * limits.hidden],
             ffn_input: vec![0.0; rows * limits.hidden],
@@ -146,6 +152,7 @@ impl Activations {
         self.positions.clear();
         self.row_blocks.clear();
         self.spans.clear();
+        self.bounds.clear();
         self.tables.clear();
         let rows = batch.iter().map(|sequence| sequence.tokens.len()).sum();
         if rows > self.limits.max_rows {
@@ -160,12 +167,16 @@ impl Activations {
         for sequence in batch {
             let (start, rows) = (sequence.start as usize, sequence.tokens.len());
             let used = (start + rows).div_ceil(self.limits.block_tokens);
-            self.spans.push(SpanRecord {
-                first_row: self.tokens.len(),
-                rows,
-                start,
-                table: self.tables.len()..self.tables.len() + used,
-            });
+            for first in (0..rows).step_by(SPAN_ROWS) {
+                let first_row = self.tokens.len() + first;
+                self.bounds.push(first_row);
+                self.spans.push(SpanRecord {
+                    first_row,
+                    rows: SPAN_ROWS.min(rows - first),
+                    start: start + first,
+                    table: self.tables.len()..self.tables.len() + used,
+                });
+            }
             self.tables.extend_from_slice(&sequence.blocks[..used]);
             self.tokens.extend_from_slice(sequence.tokens);
             for position in start..start + rows {
@@ -174,6 +185,7 @@ impl Activations {
                     .push(sequence.blocks[position / self.limits.block_tokens]);
             }
         }
+        self.bounds.push(rows);
         Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! The modules against the reference, and against themselves in other company.
 
+use super::activations::SpanRecord;
 use super::*;
+use crate::crew::Crew;
 use crate::expert::{ExpertModule, ExpertOptions};
 use crate::kernels::Isa;
 use crate::reference::ReferenceModel;
@@ -15,6 +17,17 @@ struct Model {
 
 impl Model {
     fn new(source: &RandomWeights, isa: Isa, dtype: ComputeType, block_tokens: usize) -> Self {
+        Self::with(source, isa, dtype, block_tokens, &mut Member::alone)
+    }
+
+    /// As `new`, with members of a crew.
+    fn with(
+        source: &RandomWeights,
+        isa: Isa,
+        dtype: ComputeType,
+        block_tokens: usize,
+        member: &mut dyn FnMut() -> Member,
+    ) -> Self {
         let options = AttentionOptions {
             dtype,
             isa,
@@ -22,20 +35,22 @@ impl Model {
             block_tokens,
             max_rows: 64,
             micro_batches: 2,
+            seats: 1,
         };
         let experts = source.spec.experts as u16;
-        let worker = |parity| {
+        let mut worker = |parity| {
             let owned: Vec<u16> = (0..experts).filter(|e| e % 2 == parity).collect();
             let options = ExpertOptions {
                 dtype,
                 isa,
                 max_rows: 7,
             };
-            ExpertModule::load(source, &owned, options, &mut |_| ()).unwrap()
+            ExpertModule::load(source, &owned, options, member(), &mut |_| ()).unwrap()
         };
+        let workers = [worker(0), worker(1)];
         Model {
-            attention: AttentionModule::load(source, options, &mut |_| ()).unwrap(),
-            workers: [worker(0), worker(1)],
+            attention: AttentionModule::load(source, options, member(), &mut |_| ()).unwrap(),
+            workers,
         }
     }
 
@@ -274,14 +289,12 @@ fn what_stands_in_unseen_places_of_a_block_does_not_matter() {
     for isa in Isa::available() {
         let mut model = Model::new(&source, isa, ComputeType::F32, 16);
         let clean = model.step(&[slice(&prompt, 0, &[0])]);
-        let poison = vec![f32::INFINITY; 2 * 8];
+        let poison = vec![f32::INFINITY; source.spec.head_dim];
         for layer in 0..3 {
-            for position in 0..16 {
-                model
-                    .attention
-                    .cache
-                    .write(layer, 0, position, &poison, &poison);
-            }
+            let cache = &mut model.attention.cache;
+            Member::alone().each(cache.heads(layer), |_, mut head, _| {
+                (0..16).for_each(|slot| head.write(0, slot, &poison, &poison));
+            });
         }
         assert!(model.step(&[slice(&prompt, 0, &[0])]) == clean, "{isa:?}");
     }
@@ -378,9 +391,10 @@ fn the_estimate_counts_what_is_allocated() {
                 block_tokens: 16,
                 max_rows: 9,
                 micro_batches: 3,
+                seats: 1,
             };
             let mut packed = 0;
-            let module = AttentionModule::load(&source, options, &mut |p| {
+            let module = AttentionModule::load(&source, options, Member::alone(), &mut |p| {
                 packed = p.packed_bytes;
                 assert!(p.packed_bytes <= p.total_bytes);
             })
@@ -397,6 +411,7 @@ fn the_estimate_counts_what_is_allocated() {
             let acts_bytes = 4
                 * (acts.tokens.capacity() + acts.positions.capacity() + acts.row_blocks.capacity())
                 + size_of::<SpanRecord>() * acts.spans.capacity()
+                + size_of::<usize>() * (acts.bounds.capacity() - 1)
                 + 4 * (acts.tables.capacity()
                     + acts.residual.len()
                     + acts.ffn_input.len()
@@ -410,7 +425,7 @@ fn the_estimate_counts_what_is_allocated() {
                 + s.projected.len()
                 + s.probabilities.len();
             let rest = PackedRows::bytes(9, spec.hidden.max(spec.heads * spec.head_dim)).unwrap()
-                + AttentionScratch::bytes(9, spec.heads_per_kv_head(), spec.head_dim).unwrap()
+                + AttentionScratch::bytes(SPAN_ROWS, spec.heads_per_kv_head(), spec.head_dim).unwrap()
                 + FfnScratch::bytes(9, spec.hidden, dense_width(&spec)).unwrap();
             assert_eq!(estimate.scratch, 3 * acts_bytes + 4 * rows + rest);
         }
@@ -426,6 +441,7 @@ fn options_the_kernels_do_not_take_are_refused() {
         block_tokens: 16,
         max_rows: 9,
         micro_batches: 1,
+        seats: 1,
     };
     let refuse = |options| {
         AttentionModule::memory(&mixtral(), options)
@@ -453,4 +469,34 @@ fn options_the_kernels_do_not_take_are_refused() {
         })
         .starts_with("the key/value cache would")
     );
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    for spec in specs() {
+        for dtype in [ComputeType::F32, ComputeType::Bf16] {
+            let source = RandomWeights {
+                spec: spec.clone(),
+                element: ElementType::F32,
+                seed: 5,
+            };
+            let blocks: Vec<u32> = (0..8).collect();
+            let (prompt, other) = (tokens(3, 41), tokens(4, 7));
+            let logits = |model: &mut Model| {
+                let prompts = [slice(&prompt, 0, &blocks[..4]), slice(&other, 0, &blocks[4..])];
+                let mut logits = model.step(&prompts);
+                let next = [slice(&[9], 41, &blocks[..4]), slice(&[8], 7, &blocks[4..])];
+                logits.extend(model.step(&next));
+                logits
+            };
+            let isa = Isa::detect();
+            let expected = logits(&mut Model::new(&source, isa, dtype, 16));
+            for threads in [2, 5] {
+                let crew = Crew::new(threads, 1).unwrap();
+                let mut join = || crew.join().unwrap();
+                let found = logits(&mut Model::with(&source, isa, dtype, 16, &mut join));
+                assert!(expected == found, "{dtype} {threads}");
+            }
+        }
+    }
 }

@@ -1,49 +1,36 @@
 //! The gated activation of an expert.
 
-use super::Isa;
+use super::{Isa, MatrixMut};
 use super::simd::{Kernel, Simd};
 
-/// `out = silu(gate) * up` for each row of `gate_up`, `[rows, 2 * width]` with the gate's half first (SwiGLU, arXiv 2002.05202);
-/// `out` is `[rows, width]`.
+/// `gate = silu(gate) * up` (SwiGLU, arXiv 2002.05202), element by element.
 ///
 /// # Panics
-/// When the lengths are not those.
-pub fn gated_silu(isa: Isa, gate_up: &[f32], width: usize, out: &mut [f32]) {
-    assert_eq!(gate_up.len(), 2 * out.len());
-    assert!(out.len().is_multiple_of(width));
-    isa.run(GatedSilu {
-        gate_up,
-        width,
-        out,
-    });
+/// When the shapes differ.
+pub fn gated_silu(isa: Isa, gate: MatrixMut<'_>, up: MatrixMut<'_>) {
+    assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()));
+    isa.run(GatedSilu { gate, up });
 }
 
 struct GatedSilu<'a> {
-    gate_up: &'a [f32],
-    width: usize,
-    out: &'a mut [f32],
+    gate: MatrixMut<'a>,
+    up: MatrixMut<'a>,
 }
 
 impl Kernel for GatedSilu<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (row, out) in self
-            .gate_up
-            .chunks_exact(2 * self.width)
-            .zip(self.out.chunks_exact_mut(self.width))
-        {
-            let (gate, up) = row.split_at(self.width);
-            let (gate, rest_gate) = gate.as_chunks::<16>();
-            let (up, rest_up) = up.as_chunks::<16>();
-            let (out, rest_out) = out.as_chunks_mut::<16>();
-            for i in 0..gate.len() {
-                s.store(one(s, s.load(&gate[i]), s.load(&up[i])), &mut out[i]);
+    fn run<S: Simd>(mut self, s: S) {
+        for row in 0..self.gate.rows() {
+            let (gate, rest_gate) = self.gate.row(row).as_chunks_mut::<16>();
+            let (up, rest_up) = self.up.row(row).as_chunks::<16>();
+            for (gate, up) in gate.iter_mut().zip(up) {
+                s.store(one(s, s.load(gate), s.load(up)), gate);
             }
             if !rest_gate.is_empty() {
                 let rest = one(s, s.load_some(rest_gate), s.load_some(rest_up));
-                s.store_some(rest, rest_out);
+                s.store_some(rest, rest_gate);
             }
         }
     }
@@ -64,22 +51,27 @@ mod tests {
     fn silu_is_that_of_f64_and_the_same_wherever_a_value_stands() {
         for isa in Isa::available() {
             for width in [1, 15, 16, 33, 100] {
-                let gate_up = Random::new(9).values(2 * 2 * width, 12.0);
-                let mut out = vec![0.0; 2 * width];
-                gated_silu(isa, &gate_up, width, &mut out);
-                for row in 0..2 {
-                    for i in 0..width {
-                        let (g, u) = (
-                            gate_up[row * 2 * width + i],
-                            gate_up[row * 2 * width + width + i],
-                        );
-                        let exact = f64::from(g) / (1.0 + (-f64::from(g)).exp()) * f64::from(u);
-                        let found = out[row * width + i];
-                        assert!((f64::from(found) - exact).abs() <= 1e-6 * exact.abs().max(1e-6));
-                        let mut alone = [0.0];
-                        gated_silu(isa, &[g, u], 1, &mut alone);
-                        assert_eq!(alone[0].to_bits(), found.to_bits(), "{isa:?} {width} {i}");
-                    }
+                let (gate, up) = (
+                    Random::new(9).values(2 * width, 12.0),
+                    Random::new(10).values(2 * width, 12.0),
+                );
+                let silu = |gate: &[f32], up: &[f32], rows: usize| {
+                    let (mut gate, mut up) = (gate.to_vec(), up.to_vec());
+                    let width = gate.len() / rows;
+                    gated_silu(
+                        isa,
+                        MatrixMut::new(&mut gate, rows, width, width),
+                        MatrixMut::new(&mut up, rows, width, width),
+                    );
+                    gate
+                };
+                let out = silu(&gate, &up, 2);
+                for i in 0..2 * width {
+                    let (g, u, found) = (gate[i], up[i], out[i]);
+                    let exact = f64::from(g) / (1.0 + (-f64::from(g)).exp()) * f64::from(u);
+                    assert!((f64::from(found) - exact).abs() <= 1e-6 * exact.abs().max(1e-6));
+                    let alone = silu(&[g], &[u], 1);
+                    assert_eq!(alone[0].to_bits(), found.to_bits(), "{isa:?} {width} {i}");
                 }
             }
         }

@@ -7,8 +7,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::pack::{PANEL_COLUMNS, PackedMatrix, WeightType};
-use super::rows::PackedRows;
+use super::rows::PackedGroup;
 use super::simd::{Kernel, Simd};
+use crate::crew::Member;
 
 /// A rectangle of a row-major f32 matrix, which several threads may share by splitting off columns.
 #[derive(Debug)]
@@ -67,6 +68,26 @@ impl<'a> MatrixMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.stride), self.cols) }
     }
 
+    /// The same rectangle, for a while.
+    pub fn reborrow(&mut self) -> MatrixMut<'_> {
+        MatrixMut { ..*self }
+    }
+
+    /// Rows `rows` and columns `cols` of it.
+    ///
+    /// # Safety
+    /// The rectangle lies within this one, and while it lives nothing else touches it.
+    pub(crate) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatrixMut<'a> {
+        debug_assert!(rows.end <= self.rows && cols.end <= self.cols);
+        MatrixMut {
+            // Wrapping, for a matrix without rows has no elements to point at.
+            first: self.first.wrapping_add(rows.start * self.stride + cols.start),
+            rows: rows.len(),
+            cols: cols.len(),
+            ..*self
+        }
+    }
+
     /// Columns `..at` and columns `at..`.
     ///
     /// # Panics
@@ -100,13 +121,14 @@ pub enum Start<'a> {
 ///
 /// # Panics
 /// When shapes or weight types disagree.
-pub fn gemm(
-    x: &PackedRows,
+pub fn gemm<'x>(
+    x: impl Into<PackedGroup<'x>>,
     w: &PackedMatrix,
     panels: Range<usize>,
     out: MatrixMut<'_>,
     start: Start<'_>,
 ) {
+    let x = x.into();
     assert_eq!(
         (x.k(), x.kind()),
         (w.k(), w.kind()),
@@ -131,6 +153,28 @@ pub fn gemm(
     });
 }
 
+/// Pieces that each thread should get of an operation, so that none waits long for the last.
+const PIECES_PER_THREAD: usize = 16;
+/// Weights of a piece, if there are enough: some microseconds' worth.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Columns into which to cut the products of `groups` groups of rows with as many matrices like `w`, where a piece takes the same columns of `matrices` of them.
+pub(crate) fn columns_per_piece(
+    crew: &Member,
+    groups: usize,
+    matrices: usize,
+    w: &PackedMatrix,
+) -> usize {
+    if crew.threads() == 1 {
+        return w.n();
+    }
+    let panel_bytes = w.panel_bytes() * matrices;
+    let even = (w.panels() * groups).div_ceil(crew.threads() * PIECES_PER_THREAD);
+    let panels = even.max(PIECE_BYTES / panel_bytes).clamp(1, w.panels());
+    // Products of a row or two take panels in pairs.
+    panels.next_multiple_of(2) * PANEL_COLUMNS
+}
+
 /// Steps of a panel that all row tiles pass over before the next ones: 128 KiB, which stay in the second-level cache.
 const BLOCK_STEPS: usize = 1024;
 /// Words ahead of the current ones that are asked for when weights stream from memory.
@@ -139,7 +183,7 @@ const PREFETCH_WORDS: usize = 512;
 const MOST_ROWS: usize = 14;
 
 struct Gemm<'a> {
-    x: &'a PackedRows,
+    x: PackedGroup<'a>,
     w: &'a PackedMatrix,
     panels: Range<usize>,
     out: MatrixMut<'a>,
@@ -468,7 +512,7 @@ impl<P: Product> TileCall<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Arena, Isa, Rows};
+    use crate::kernels::{Arena, Isa, PackedRows, Rows};
     use crate::testing::{Random, matrix};
     use crate::weights::ElementType;
     use proptest::prelude::*;

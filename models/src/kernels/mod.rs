@@ -39,11 +39,13 @@ pub(crate) use attention::padded;
 pub use attention::{AttentionScratch, KvSlice, PagedAttention, Span, TILE_POSITIONS};
 pub use convert::{add_assign, clamp, round_to_bf16, widen_bf16};
 pub use gate::{TopK, softmax, top_k};
+pub(crate) use gemm::columns_per_piece;
 pub use gemm::{MatrixMut, Start, gemm};
 pub use norm::{layer_norm, rms_norm};
 pub use pack::{PANEL_COLUMNS, PackedMatrix, WeightType};
 pub use rope::RopeTable;
-pub use rows::{PackedRows, Rows};
+pub use rows::{PackedGroup, PackedRows, Rows};
+pub(crate) use simd::bf16_bits;
 
 use simd::Kernel;
 

@@ -100,6 +100,11 @@ impl PackedMatrix {
         PANEL_COLUMNS.min(self.n - panel * PANEL_COLUMNS)
     }
 
+    /// Bytes of each panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.steps() * PANEL_COLUMNS * 4
+    }
+
     /// Steps of each panel.
     pub(crate) fn steps(&self) -> usize {
         self.kind.steps(self.k)

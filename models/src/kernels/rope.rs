@@ -4,11 +4,10 @@
 //! rounding is the one the checkpoints are used with. Cosine and sine of that angle are exact to f32.
 
 use std::f64::consts::PI;
-use std::ops::Range;
 
 use crate::spec::{Rope, RopeScaling};
 
-use super::Isa;
+use super::{Isa, MatrixMut};
 use super::norm::rms_norm_in_place;
 use super::simd::{Kernel, Simd};
 
@@ -45,27 +44,23 @@ impl RopeTable {
         positions.checked_mul(head_dim)?.checked_mul(4)
     }
 
-    /// Turns the heads in `columns` of every row of `x` (`[positions.len(), stride]`) to the row's position, each first RMS-normalised if a weight
+    /// Turns the heads of every row of `x` (`[positions.len(), heads * head_dim]`) to the row's position, each first RMS-normalised if a weight
     /// `[head_dim]` and an epsilon are given.
     ///
     /// # Panics
-    /// When the columns are not heads of the rows, or a position is not in the table.
+    /// When the columns are not heads, rows and positions differ in number, or a position is not in the table.
     pub fn turn_heads(
         &self,
         isa: Isa,
-        x: &mut [f32],
-        stride: usize,
-        columns: Range<usize>,
+        x: MatrixMut<'_>,
         positions: &[u32],
         norm: Option<(&[f32], f32)>,
     ) {
-        assert_eq!(x.len(), positions.len() * stride);
-        assert!(columns.len().is_multiple_of(2 * self.half));
+        assert_eq!(x.rows(), positions.len());
+        assert!(x.cols().is_multiple_of(2 * self.half));
         isa.run(TurnHeads {
             table: self,
             x,
-            stride,
-            columns,
             positions,
             norm,
         });
@@ -96,9 +91,7 @@ impl RopeTable {
 
 struct TurnHeads<'a> {
     table: &'a RopeTable,
-    x: &'a mut [f32],
-    stride: usize,
-    columns: Range<usize>,
+    x: MatrixMut<'a>,
     positions: &'a [u32],
     norm: Option<(&'a [f32], f32)>,
 }
@@ -107,10 +100,9 @@ impl Kernel for TurnHeads<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let rows = self.x.chunks_exact_mut(self.stride);
-        for (row, position) in rows.zip(self.positions) {
-            for head in row[self.columns.clone()].chunks_exact_mut(2 * self.table.half) {
+    fn run<S: Simd>(mut self, s: S) {
+        for (row, position) in self.positions.iter().enumerate() {
+            for head in self.x.row(row).chunks_exact_mut(2 * self.table.half) {
                 if let Some((weight, eps)) = self.norm {
                     rms_norm_in_place(s, head, weight, eps);
                 }
@@ -211,7 +203,8 @@ mod tests {
                 for isa in Isa::available() {
                     let mut out = x.clone();
                     let width = heads * head_dim;
-                    table.turn_heads(isa, &mut out, width, 0..width, &positions, None);
+                    let rows = MatrixMut::new(&mut out, positions.len(), width, width);
+                    table.turn_heads(isa, rows, &positions, None);
                     for (a, b) in out.iter().zip(&expected) {
                         assert!(
                             (a - b).abs() < 1e-5,

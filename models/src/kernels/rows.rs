@@ -3,7 +3,10 @@
 //! A tile of `h` rows is stored `[step][h]`, so a product walks it with one pointer, whatever the stride of the
 //! rows was. How many rows a tile has depends on the instruction set and on `m`; results do not.
 
+use std::marker::PhantomData;
 use std::ops::Range;
+
+use crate::crew::{Member, Parts};
 
 use super::simd::{Kernel, Simd, bf16_bits, bf16_value};
 use super::{Isa, WeightType};
@@ -40,40 +43,65 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Scratch that holds one product's activations, rounded and interleaved.
+/// Scratch that holds the activations of products with one shape of weights, rounded and interleaved: rows of one group, or of several, each of which is
+/// multiplied with weights of its own.
 #[derive(Debug)]
 pub struct PackedRows {
     data: Vec<u32>,
+    /// Row that each tile begins with; after the last, the end.
+    tiles: Vec<usize>,
+    /// Tile and row that each group begins with; after the last, the ends.
+    groups: Vec<(usize, usize)>,
+    layout: Layout,
+}
+
+/// How rows are packed.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
     isa: Isa,
     kind: WeightType,
-    rows: usize,
     k: usize,
-    tall: usize,
-    units: usize,
+    /// Words of a row.
+    words: usize,
+}
+
+/// Rows that are multiplied with the same weights.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedGroup<'a> {
+    data: &'a [u32],
+    tiles: &'a [usize],
+    layout: Layout,
+}
+
+/// Tiles that are still to be packed, those of one piece.
+#[derive(Debug)]
+pub(crate) struct TilesMut<'a> {
+    data: &'a mut [u32],
+    tiles: &'a [usize],
+    layout: Layout,
 }
 
 impl PackedRows {
     /// Room for `rows` rows of `k`, to be multiplied with weights of any type by `isa`.
     pub fn new(isa: Isa, rows: usize, k: usize) -> Self {
         PackedRows {
-            data: vec![0; Self::words(rows, k)],
-            isa,
-            kind: WeightType::F32,
-            rows: 0,
-            k: 0,
-            tall: 1,
-            units: 1,
+            data: vec![0; rows * k.next_multiple_of(2)],
+            tiles: Vec::with_capacity(rows + 1),
+            groups: Vec::with_capacity(rows + 1),
+            layout: Layout {
+                isa,
+                kind: WeightType::F32,
+                k: 0,
+                words: 0,
+            },
         }
     }
 
     /// Bytes of scratch for `rows` rows of `k`; nothing if that overflows.
     pub fn bytes(rows: usize, k: usize) -> Option<usize> {
-        rows.checked_mul(k.checked_next_multiple_of(2)?)?
-            .checked_mul(4)
-    }
-
-    fn words(rows: usize, k: usize) -> usize {
-        rows * k.next_multiple_of(2)
+        let places = rows.checked_mul(k.checked_next_multiple_of(2)?)?;
+        let marks = rows.checked_add(1)?.checked_mul(size_of::<[usize; 3]>())?;
+        places.checked_mul(4)?.checked_add(marks)
     }
 
     /// Takes the `m` rows of `k` elements in `x`, rounding them to bf16 (nearest, ties to even) for weights of that type.
@@ -81,88 +109,288 @@ impl PackedRows {
     /// # Panics
     /// When `x` is not `m * k` long, or larger than the room.
     pub fn pack(&mut self, kind: WeightType, x: Rows<'_>, m: usize, k: usize) {
-        assert_eq!(x.len(), m * k, "activations are [{m}, {k}]");
-        assert!(
-            Self::words(m, k) <= self.data.len(),
-            "scratch of {} words is too small for rows [{m}, {k}]",
-            self.data.len(),
-        );
-        (self.kind, self.rows, self.k) = (kind, m, k);
-        self.isa.run(Pack { to: self, x });
+        self.pack_groups(&mut Member::alone(), kind, x, &[0, m], k);
     }
 
+    /// Takes rows in groups: group `g` is rows `bounds[g]..bounds[g + 1]` of `x`, of `k` elements each. Empty groups are left out of nothing: they keep their number.
+    ///
+    /// # Panics
+    /// When the bounds are not those of `x`, or larger than the room.
+    pub fn pack_groups(
+        &mut self,
+        crew: &mut Member,
+        kind: WeightType,
+        x: Rows<'_>,
+        bounds: &[usize],
+        k: usize,
+    ) {
+        let rows = bounds.last().copied().unwrap_or(0);
+        assert_eq!(x.len(), rows * k, "activations are [{rows}, {k}]");
+        self.lay_out(kind, bounds, k);
+        crew.each(self.parts(), |_, mut tiles, _| {
+            let rows = tiles.rows();
+            tiles.pack(x.slice(rows, k));
+        });
+    }
+
+    /// Makes tiles of the groups of rows that will be packed.
+    ///
+    /// # Panics
+    /// When they are larger than the room.
+    pub(crate) fn lay_out(&mut self, kind: WeightType, bounds: &[usize], k: usize) {
+        let isa = self.layout.isa;
+        let rows = bounds.last().copied().unwrap_or(0);
+        let (tall, units) = isa.run(TileShape(kind));
+        let words = kind.steps(k) * units;
+        assert!(
+            bounds.is_sorted() && rows * words <= self.data.len(),
+            "scratch of {} words is too small for rows [{rows}, {k}]",
+            self.data.len(),
+        );
+        self.layout = Layout {
+            isa,
+            kind,
+            k,
+            words,
+        };
+        self.tiles.clear();
+        self.groups.clear();
+        for group in bounds.windows(2) {
+            self.groups.push((self.tiles.len(), group[0]));
+            let rows = group[1] - group[0];
+            let count = rows.div_ceil(tall);
+            // As even as can be.
+            self.tiles
+                .extend((0..count).map(|tile| group[0] + tile * rows / count));
+        }
+        self.groups.push((self.tiles.len(), rows));
+        self.tiles.push(rows);
+    }
+
+    /// The tiles to be packed, in pieces worth the while.
+    pub(crate) fn parts(&mut self) -> TileParts<'_> {
+        let per_row = self.layout.words.max(1);
+        let height = self.tiles.get(1).copied().unwrap_or(1).max(1);
+        TileParts {
+            first: self.data.as_mut_ptr(),
+            tiles: &self.tiles,
+            per_piece: (PIECE_WORDS / (per_row * height)).max(1),
+            layout: self.layout,
+            data: PhantomData,
+        }
+    }
+
+    /// Rows of group `group`.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn group(&self, group: usize) -> PackedGroup<'_> {
+        let ((first, start), (last, end)) = (self.groups[group], self.groups[group + 1]);
+        PackedGroup {
+            data: &self.data[start * self.layout.words..end * self.layout.words],
+            tiles: if start == end { &[0] } else { &self.tiles[first..=last] },
+            layout: self.layout,
+        }
+    }
+}
+
+impl<'a> From<&'a PackedRows> for PackedGroup<'a> {
+    fn from(rows: &'a PackedRows) -> Self {
+        rows.group(0)
+    }
+}
+
+impl<'a> PackedGroup<'a> {
     /// Rows packed.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.tiles[self.tiles.len() - 1] - self.tiles[0]
     }
 
     /// Elements of a row.
     pub fn k(&self) -> usize {
-        self.k
+        self.layout.k
     }
 
     /// Weights these rows can be multiplied with.
     pub fn kind(&self) -> WeightType {
-        self.kind
+        self.layout.kind
     }
 
     pub(crate) fn isa(&self) -> Isa {
-        self.isa
+        self.layout.isa
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        self.rows.div_ceil(self.tall)
+        self.tiles.len() - 1
     }
 
-    /// Rows of tile `tile`: as even as can be.
+    /// Rows of tile `tile`, counted from the first of the group.
     pub(crate) fn tile_rows(&self, tile: usize) -> Range<usize> {
-        let (tiles, rows) = (self.tiles(), self.rows);
-        tile * rows / tiles..(tile + 1) * rows / tiles
+        let first = self.tiles[0];
+        self.tiles[tile] - first..self.tiles[tile + 1] - first
     }
 
-    /// Words of the tile that begins with row `first`.
-    pub(crate) fn tile(&self, rows: &Range<usize>) -> &[u32] {
-        let words = self.kind.steps(self.k) * self.units;
+    /// Words of the tile with these rows.
+    pub(crate) fn tile(&self, rows: &Range<usize>) -> &'a [u32] {
+        let words = self.layout.words;
         &self.data[rows.start * words..rows.end * words]
     }
 }
 
-struct Pack<'a, 'b> {
-    to: &'a mut PackedRows,
-    x: Rows<'b>,
+/// Words that a thread packs at a time: some microseconds' worth.
+const PIECE_WORDS: usize = 16 << 10;
+
+/// Cuts packed rows into pieces of whole tiles.
+pub(crate) struct TileParts<'a> {
+    first: *mut u32,
+    tiles: &'a [usize],
+    per_piece: usize,
+    layout: Layout,
+    data: PhantomData<&'a mut [u32]>,
 }
 
-impl Kernel for Pack<'_, '_> {
+// SAFETY: threads get disjoint parts of an exclusive borrow.
+unsafe impl Sync for TileParts<'_> {}
+
+// SAFETY: tiles rise, so pieces of different tiles are disjoint.
+unsafe impl<'a> Parts for TileParts<'a> {
+    type Part = TilesMut<'a>;
+
+    fn count(&self) -> usize {
+        pieces(self.tiles, self.per_piece)
+    }
+
+    unsafe fn part(&self, index: usize) -> TilesMut<'a> {
+        let tiles = piece(self.tiles, self.per_piece, index);
+        let words = self.layout.words;
+        let (start, end) = (tiles[0] * words, tiles[tiles.len() - 1] * words);
+        TilesMut {
+            // SAFETY: `lay_out` saw to it that the last tile ends within the data; asked for once.
+            data: unsafe { std::slice::from_raw_parts_mut(self.first.add(start), end - start) },
+            tiles,
+            layout: self.layout,
+        }
+    }
+}
+
+fn pieces(tiles: &[usize], per_piece: usize) -> usize {
+    (tiles.len() - 1).div_ceil(per_piece)
+}
+
+/// Bounds of the tiles of piece `index`.
+fn piece(tiles: &[usize], per_piece: usize, index: usize) -> &[usize] {
+    let first = index * per_piece;
+    &tiles[first..=(tiles.len() - 1).min(first + per_piece)]
+}
+
+impl<'a> TileParts<'a> {
+    /// Data of `unit` elements a row, cut where these tiles are.
+    ///
+    /// # Panics
+    /// When there are fewer rows.
+    pub(crate) fn beside<'d, T>(&self, data: &'d mut [T], unit: usize) -> Beside<'a, 'd, T> {
+        let rows = self.tiles[self.tiles.len() - 1];
+        assert!(rows * unit <= data.len(), "{rows} rows of {unit} lie in the data");
+        Beside {
+            first: data.as_mut_ptr(),
+            unit,
+            tiles: self.tiles,
+            per_piece: self.per_piece,
+            data: PhantomData,
+        }
+    }
+}
+
+/// See [`TileParts::beside`].
+pub(crate) struct Beside<'a, 'd, T> {
+    first: *mut T,
+    unit: usize,
+    tiles: &'a [usize],
+    per_piece: usize,
+    data: PhantomData<&'d mut [T]>,
+}
+
+// SAFETY: threads get disjoint parts of an exclusive borrow.
+unsafe impl<T: Send> Sync for Beside<'_, '_, T> {}
+
+// SAFETY: as for `TileParts`.
+unsafe impl<'d, T: Send> Parts for Beside<'_, 'd, T> {
+    type Part = &'d mut [T];
+
+    fn count(&self) -> usize {
+        pieces(self.tiles, self.per_piece)
+    }
+
+    unsafe fn part(&self, index: usize) -> &'d mut [T] {
+        let tiles = piece(self.tiles, self.per_piece, index);
+        let (start, end) = (tiles[0] * self.unit, tiles[tiles.len() - 1] * self.unit);
+        // SAFETY: `beside` saw to it that the rows lie within the data; asked for once.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(start), end - start) }
+    }
+}
+
+impl TilesMut<'_> {
+    /// Rows of these tiles.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        self.tiles[0]..self.tiles[self.tiles.len() - 1]
+    }
+
+    /// Packs `x`, which holds those rows.
+    pub(crate) fn pack(&mut self, x: Rows<'_>) {
+        assert_eq!(x.len(), self.rows().len() * self.layout.k);
+        self.layout.isa.run(Pack { to: self, x });
+    }
+}
+
+/// Rows of the tallest tile, and words of one row in a step.
+struct TileShape(WeightType);
+
+impl Kernel for TileShape {
+    type Output = (usize, usize);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        match self.0 {
+            WeightType::F32 => (S::TALL, 1),
+            WeightType::Bf16 => (S::TALL_PAIR, S::PAIR_UNITS),
+        }
+    }
+}
+
+struct Pack<'a, 'b, 'c> {
+    to: &'a mut TilesMut<'b>,
+    x: Rows<'c>,
+}
+
+impl Kernel for Pack<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Pack { to, x } = self;
-        let k = to.k;
-        (to.tall, to.units) = match to.kind {
-            WeightType::F32 => (S::TALL, 1),
-            WeightType::Bf16 => (S::TALL_PAIR, S::PAIR_UNITS),
-        };
-        let words = to.kind.steps(k) * to.units;
-        for tile in 0..to.tiles() {
-            let rows = to.tile_rows(tile);
+        let Layout { kind, k, words, .. } = to.layout;
+        let first = to.tiles[0];
+        for tile in to.tiles.windows(2) {
+            let rows = tile[0] - first..tile[1] - first;
             let height = rows.len();
             let place = &mut to.data[rows.start * words..rows.end * words];
             for (place_row, row) in rows.enumerate() {
-                match (x, to.kind, to.units) {
-                    (Rows::F32(x), WeightType::F32, _) => {
+                match (x, kind) {
+                    (Rows::F32(x), WeightType::F32) => {
                         interleave_f32(place, &x[row * k..][..k], height, place_row);
                     }
-                    (Rows::Bf16(x), WeightType::F32, _) => {
+                    (Rows::Bf16(x), WeightType::F32) => {
                         for (step, bits) in x[row * k..][..k].iter().enumerate() {
                             place[step * height + place_row] = bf16_value(*bits).to_bits();
                         }
                     }
-                    (Rows::F32(x), WeightType::Bf16, units) => {
-                        interleave_rounded(s, place, &x[row * k..][..k], height, place_row, units);
+                    (Rows::F32(x), WeightType::Bf16) => {
+                        let x = &x[row * k..][..k];
+                        interleave_rounded(s, place, x, height, place_row, S::PAIR_UNITS);
                     }
-                    (Rows::Bf16(x), WeightType::Bf16, units) => {
-                        interleave_bits(place, &x[row * k..][..k], height, place_row, units);
+                    (Rows::Bf16(x), WeightType::Bf16) => {
+                        let x = &x[row * k..][..k];
+                        interleave_bits(place, x, height, place_row, S::PAIR_UNITS);
                     }
                 }
             }
