@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, System};
 use metrics::{counter, gauge};
-use volley_models::WeightSource;
+use volley_models::{Crew, WeightSource};
 use volley_transports::WorkerId;
 
 use crate::clock::Clock;
@@ -73,6 +73,7 @@ impl Cluster {
             attention: config.attention_options(),
             experts: config.expert_options(shape.max_merged()?),
             shape,
+            crew: Crew::new(config.threads, config.workers()).map_err(ClusterError::Control)?,
             clock,
             timeline: timeline.clone(),
             load: Arc::clone(&load),

@@ -1,9 +1,10 @@
 //! The shape of a cluster on one machine, and the memory it takes.
 
+use std::num::NonZero;
 use std::time::Duration;
 
 use volley_models::{
-    AttentionModule, AttentionOptions, ComputeType, ExpertModule, ExpertOptions, Isa, ModelSpec,
+    AttentionModule, AttentionOptions, ComputeType, Crew, ExpertModule, ExpertOptions, Isa, ModelSpec,
 };
 use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
@@ -22,6 +23,8 @@ pub struct ClusterConfig {
     pub expert_workers: u16,
     /// Micro-batches in flight (m).
     pub micro_batches: u8,
+    /// Threads that compute. Each worker has one; those beyond help whoever has work.
+    pub threads: usize,
     /// Type of weights, KV cache and frames.
     pub dtype: ComputeType,
     /// Longest sequence, prompt and output together, in tokens.
@@ -51,6 +54,7 @@ impl ClusterConfig {
             attention_workers: 1,
             expert_workers: 1,
             micro_batches: 2,
+            threads: Self::cores(),
             dtype: ComputeType::for_stored(spec.stored_as),
             context,
             block_tokens,
@@ -61,6 +65,11 @@ impl ClusterConfig {
             peer_deadline: Duration::from_secs(30),
             timeline_spans: 0,
         }
+    }
+
+    /// Cores of this machine that this process may use.
+    pub fn cores() -> usize {
+        std::thread::available_parallelism().map_or(1, NonZero::get)
     }
 
     /// Checks the numbers against each other and the model.
@@ -80,6 +89,7 @@ impl ClusterConfig {
         range("attention_workers", self.attention_workers.into(), 1, 1024)?;
         range("expert_workers", self.expert_workers.into(), 1, 1024)?;
         range("micro_batches", self.micro_batches.into(), 1, 64)?;
+        range("threads", self.threads as u64, 1, 4096)?;
         range(
             "max_context",
             self.context.into(),
@@ -168,6 +178,11 @@ impl ClusterConfig {
         Ok(MemoryPlan { parts })
     }
 
+    /// Attention and expert workers together.
+    pub(crate) fn workers(&self) -> usize {
+        usize::from(self.attention_workers) + usize::from(self.expert_workers)
+    }
+
     pub(crate) fn shape(&self, spec: &ModelSpec) -> Result<ExchangeShape, ClusterError> {
         Ok(ExchangeShape {
             attention_workers: self.attention_workers,
@@ -190,6 +205,7 @@ impl ClusterConfig {
             block_tokens: self.block_tokens as usize,
             max_rows: self.max_rows as usize,
             micro_batches: self.micro_batches as usize,
+            seats: Crew::seats(self.threads, self.workers()),
         }
     }
 

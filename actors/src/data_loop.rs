@@ -1,12 +1,16 @@
 //! The thread of a worker: how it is started, told things and mourned.
 //!
 //! A worker is an actor (lifecycle, commands, reports) that owns a *data loop* on a thread of its own: tensors never pass a mailbox, and a computation that
-//! takes milliseconds blocks no actor. The loop polls its endpoint and its inbox, and sleeps when both are empty.
+//! takes milliseconds blocks no actor. The loop polls its endpoint and its inbox; when both are empty it helps the other
+//! workers of its crew, and sleeps when they need no help.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use volley_models::Member;
+use volley_models::crew::Wake;
 use volley_transports::{Endpoint, Waker, WorkerId};
 
 use crate::placement_map::Grouping;
@@ -93,6 +97,19 @@ impl<C: Send + 'static> DataLoop<C> {
         self.signal(Signal::Stop);
         self.thread.take()
     }
+}
+
+/// What a loop does when it has nothing to do: helps the rest of the crew until something comes, and sleeps if there is nothing to help with.
+pub(crate) fn rest(member: &mut Member, endpoint: &mut dyn Endpoint, at_most: Duration) {
+    if !member.help_until(|| endpoint.ready()) {
+        member.sleep(|| endpoint.wait(at_most));
+    }
+}
+
+/// What ends the sleep of a loop with this endpoint.
+pub(crate) fn wake(endpoint: &dyn Endpoint) -> Wake {
+    let waker = endpoint.waker();
+    Box::new(move || waker.wake())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -68,6 +68,10 @@ impl Endpoint for Metered {
         self.inner.poll()
     }
 
+    fn ready(&mut self) -> bool {
+        self.inner.ready()
+    }
+
     fn wait(&mut self, timeout: Duration) {
         self.inner.wait(timeout);
     }

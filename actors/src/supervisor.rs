@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use metrics::{Counter, counter};
-use volley_transports::{Endpoint, Epoch, InProcessFabric, Placement, Role, WorkerId};
+use volley_transports::{Endpoint, Epoch, InProcessFabric, Placement, Role, Spin, WorkerId};
 
 use crate::cluster_error::ClusterError;
 use crate::data_loop::Exit;
@@ -111,7 +111,8 @@ impl Supervisor {
         let placement = Arc::new(Placement::even(epoch, experts, config.expert_workers)?);
         let grouping = Grouping { epoch, placement };
         let topology = self.blueprint.shape.topology(config.micro_batches)?;
-        for endpoint in InProcessFabric::build(topology)? {
+        // The crew spins, and does something useful meanwhile.
+        for endpoint in InProcessFabric::build_with(topology, Spin::NONE)? {
             let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(Box::new(endpoint)));
             self.seat(endpoint, grouping.clone(), ctx)?;
         }

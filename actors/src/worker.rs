@@ -4,7 +4,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
-use volley_models::{AttentionOptions, ExpertOptions, WeightSource};
+use volley_models::{AttentionOptions, Crew, ExpertOptions, WeightSource};
 use volley_transports::{Endpoint, ExchangeShape, WorkerId};
 
 use crate::clock::Clock;
@@ -21,6 +21,7 @@ use crate::timeline::Timeline;
 pub(crate) struct Blueprint {
     pub(crate) config: ClusterConfig,
     pub(crate) shape: ExchangeShape,
+    pub(crate) crew: Crew,
     pub(crate) attention: AttentionOptions,
     pub(crate) experts: ExpertOptions,
     pub(crate) weights: Arc<dyn WeightSource>,

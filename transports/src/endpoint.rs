@@ -246,6 +246,10 @@ impl<E: Endpoint + ?Sized> Endpoint for Box<E> {
     fn poll(&mut self) -> Option<Event> {
         (**self).poll()
     }
+    fn ready(&mut self) -> bool {
+        (**self).ready()
+    }
+
     fn wait(&mut self, timeout: Duration) {
         (**self).wait(timeout);
     }

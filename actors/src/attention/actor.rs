@@ -37,7 +37,9 @@ fn load(
     frontend: Recipient<StepReport>,
 ) -> Result<AttentionParts, String> {
     let mut progress = blueprint.progress.of(worker);
-    let module = AttentionModule::load(&*blueprint.weights, blueprint.attention, &mut progress)
+    let member = blueprint.crew.join().map_err(|error| error.to_string())?;
+    let options = blueprint.attention;
+    let module = AttentionModule::load(&*blueprint.weights, options, member, &mut progress)
         .map_err(|error| error.to_string())?;
     let config = &blueprint.config;
     Ok(AttentionParts {

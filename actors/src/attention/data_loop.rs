@@ -16,7 +16,7 @@ use super::rally::{Rally, Task};
 use super::sampler::Sampler;
 use super::sequences::Sequences;
 use crate::clock::Clock;
-use crate::data_loop::{Exit, Signal};
+use crate::data_loop::{Exit, Signal, rest, wake};
 use crate::placement_map::Grouping;
 use crate::protocol::{
     AttentionCommand, AttentionStep, SequenceResult, StepReport, StepTiming, StepWork,
@@ -90,6 +90,7 @@ impl AttentionLoop {
         endpoint: Box<dyn Endpoint>,
         inbox: mpsc::Receiver<Signal<AttentionCommand>>,
     ) -> Result<Self, Fatal> {
+        parts.module.crew().wake_by(wake(&*endpoint));
         let shape = parts.shape;
         let batches = std::mem::take(&mut parts.activations)
             .into_iter()
@@ -158,7 +159,7 @@ impl AttentionLoop {
             } else {
                 Duration::from_millis(1)
             };
-            self.endpoint.wait(wait);
+            rest(self.parts.module.crew(), &mut *self.endpoint, wait);
         }
     }
 
@@ -201,6 +202,7 @@ impl AttentionLoop {
     }
 
     fn regroup(&mut self, endpoint: Box<dyn Endpoint>, grouping: Grouping) {
+        self.parts.module.crew().wake_by(wake(&*endpoint));
         self.endpoint = endpoint;
         self.grouping = grouping;
         self.rally.reset();

@@ -35,12 +35,14 @@ fn load(
     accuser: Addr<Supervisor>,
 ) -> Result<ExpertParts, String> {
     let mut progress = blueprint.progress.of(worker);
+    let member = blueprint.crew.join().map_err(|error| error.to_string())?;
     // The first placements have one map for all layers.
     let experts = grouping.placement.local_experts(Layer(0), worker.index);
     let module = ExpertModule::load(
         &*blueprint.weights,
         experts,
         blueprint.experts,
+        member,
         &mut progress,
     )
     .map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ use volley_transports::{
 
 use super::load::ExpertLoad;
 use crate::clock::Clock;
-use crate::data_loop::{Exit, Signal};
+use crate::data_loop::{Exit, Signal, rest, wake};
 use crate::placement_map::Grouping;
 use crate::timeline::{Activity, Recorder, Span};
 
@@ -73,11 +73,12 @@ type Fatal = String;
 
 impl ExpertLoop {
     pub(crate) fn new(
-        parts: ExpertParts,
+        mut parts: ExpertParts,
         grouping: Grouping,
         endpoint: Box<dyn Endpoint>,
         inbox: mpsc::Receiver<Signal<ExpertCommand>>,
     ) -> Result<Self, Fatal> {
+        parts.module.crew().wake_by(wake(&*endpoint));
         let shape = parts.shape;
         let size =
             shape.max_merged().map_err(|error| error.to_string())? as usize * shape.hidden as usize;
@@ -112,6 +113,7 @@ impl ExpertLoop {
             match self.inbox.try_recv() {
                 Ok(Signal::Command(command)) => match command {},
                 Ok(Signal::Regroup(endpoint, grouping)) => {
+                    self.parts.module.crew().wake_by(wake(&*endpoint));
                     self.endpoint = endpoint;
                     self.grouping = grouping;
                     self.ready.clear();
@@ -138,7 +140,7 @@ impl ExpertLoop {
             }
             self.check_deadlines();
             self.parts.recorder.flush();
-            self.endpoint.wait(IDLE_WAIT);
+            rest(self.parts.module.crew(), &mut *self.endpoint, IDLE_WAIT);
         }
     }
 

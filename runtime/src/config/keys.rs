@@ -157,6 +157,13 @@ pub const KEYS: &[Key] = &[
         help: "Micro-batches in flight (m). 1 switches the ping-pong off; 2 hides one side behind the other; more hide the network too.",
     },
     Key {
+        path: "cluster.threads",
+        kind: Kind::AutoInteger { min: 1, max: 4096 },
+        default: Default::Value("auto"),
+        flag: Some("threads"),
+        help: "Threads that compute. Each worker has one, and helps others when it has nothing to do; threads beyond the workers only help. `auto`: one for each core.",
+    },
+    Key {
         path: "cluster.block_tokens",
         kind: Kind::Integer { min: 1, max: 1024 },
         default: Default::Value("16"),

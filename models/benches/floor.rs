@@ -1,0 +1,167 @@
+//! What the machine can do: the floors that kernels are held against.
+//!
+//! `cargo bench -p volley-models --bench floor`. Reads a gigabyte in huge pages, and multiplies in registers, with one thread and with one for
+//! each core; prints the best of several rounds, for a shared machine is never faster than itself. Volley's own kernels play no part in it.
+
+#![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)] // an iterator over the chains is compiled to moves between them
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use volley_models::kernels::Arena;
+
+const WORDS: usize = 1 << 28;
+const ROUNDS: usize = 12;
+
+fn main() {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut arena = Arena::new(4 * WORDS);
+    let mut words = arena.block(WORDS);
+    words.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
+    println!("{:>8}  {:>12}  {}", "threads", "reads GB/s", "products G/s");
+    for threads in [1, cores] {
+        let chunk = WORDS / threads;
+        let time = best(|| {
+            on_threads(threads, |thread| {
+                let part = &words[thread * chunk..][..chunk];
+                black_box(read(part));
+            })
+        });
+        print!("{threads:>8}  {:>12.1}", 4.0 * WORDS as f64 / time.as_secs_f64() / 1e9);
+        for (name, operations) in peaks() {
+            let time = best(|| on_threads(threads, |_| drop(black_box(operations()))));
+            let done = (threads as u64 * OPERATIONS) as f64;
+            print!("  {name} {:.0}", done / time.as_secs_f64() / 1e9);
+        }
+        println!();
+    }
+}
+
+fn best(mut run: impl FnMut()) -> Duration {
+    let times = (0..ROUNDS).map(|_| {
+        let begin = Instant::now();
+        run();
+        begin.elapsed()
+    });
+    times.min().unwrap_or_default()
+}
+
+fn on_threads(threads: usize, work: impl Fn(usize) + Sync) {
+    std::thread::scope(|scope| {
+        for thread in 1..threads {
+            let work = &work;
+            scope.spawn(move || work(thread));
+        }
+        work(0);
+    });
+}
+
+/// Operations (a product and a sum are two) of one call of a peak's function.
+const OPERATIONS: u64 = 1 << 31;
+
+#[cfg(target_arch = "x86_64")]
+fn read(words: &[u32]) -> u32 {
+    #[target_feature(enable = "avx512f")]
+    fn wide(words: &[u32]) -> u32 {
+        narrow(words)
+    }
+    #[inline(always)]
+    fn narrow(words: &[u32]) -> u32 {
+        let mut sums = [0u32; 128];
+        for chunk in words.as_chunks::<128>().0 {
+            for (sum, word) in sums.iter_mut().zip(chunk) {
+                *sum = sum.wrapping_add(*word);
+            }
+        }
+        sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+    }
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: just detected.
+        unsafe { wide(words) }
+    } else {
+        narrow(words)
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn read(words: &[u32]) -> u32 {
+    words.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn peaks() -> Vec<(&'static str, fn() -> f32)> {
+    use std::arch::x86_64::*;
+
+    /// Twelve chains hide the latency of any of these instructions, and stay in registers.
+    const CHAINS: usize = 12;
+
+    #[target_feature(enable = "avx512f")]
+    fn f32_512() -> f32 {
+        let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.5)));
+        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..OPERATIONS / (CHAINS as u64 * 32) {
+            for i in 0..CHAINS {
+                sums[i] = _mm512_fmadd_ps(sums[i], a, b);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn bf16_512() -> f32 {
+        // SAFETY: both are 64 bytes of plain data.
+        let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0x3f00_3f00))) };
+        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..OPERATIONS / (CHAINS as u64 * 64) {
+            for i in 0..CHAINS {
+                sums[i] = _mm512_dpbf16_ps(sums[i], pair, pair);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn int8_512() -> f32 {
+        let quad = _mm512_set1_epi32(black_box(0x0101_0101));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..OPERATIONS / (CHAINS as u64 * 128) {
+            for i in 0..CHAINS {
+                sums[i] = _mm512_dpbusd_epi32(sums[i], quad, quad);
+            }
+        }
+        sums.into_iter().map(|sum| _mm512_reduce_add_epi32(sum) as f32).sum()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn f32_256() -> f32 {
+        let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.5)));
+        let mut sums = [_mm256_setzero_ps(); CHAINS];
+        for _ in 0..OPERATIONS / (16 * CHAINS as u64) {
+            for i in 0..CHAINS {
+                sums[i] = _mm256_fmadd_ps(sums[i], a, b);
+            }
+        }
+        sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
+    }
+
+    let mut peaks: Vec<(&'static str, fn() -> f32)> = Vec::new();
+    // SAFETY, of all four: called only where the features were detected.
+    if is_x86_feature_detected!("avx512f") {
+        peaks.push(("f32 (AVX-512)", || unsafe { f32_512() }));
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        peaks.push(("f32 (AVX2)", || unsafe { f32_256() }));
+    }
+    if is_x86_feature_detected!("avx512bf16") {
+        peaks.push(("bf16", || unsafe { bf16_512() }));
+    }
+    if is_x86_feature_detected!("avx512vnni") {
+        peaks.push(("int8", || unsafe { int8_512() }));
+    }
+    peaks
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peaks() -> Vec<(&'static str, fn() -> f32)> {
+    Vec::new()
+}
