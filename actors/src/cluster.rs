@@ -86,7 +86,7 @@ impl Cluster {
         let control = move || {
             let system = System::new();
             let addresses = system.block_on(async move {
-                let scheduler = scheduler.unwrap_or_else(|| first_come(config.prefill_tokens));
+                let scheduler = scheduler.unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
                 let frontend = Frontend::new(limits, scheduler, clock).start();
                 let supervisor = Supervisor::new(blueprint, frontend.clone(), started).start();
                 (frontend, supervisor)
@@ -204,9 +204,9 @@ impl Drop for Cluster {
 }
 
 /// The shipped scheduler, in the frontend's own thread: it is quick and does not panic.
-fn first_come(prefill_tokens: u32) -> StartScheduler {
+fn first_come(prefill_tokens: u32, fill: u32) -> StartScheduler {
     Box::new(move || {
-        let scheduler = PolicyScheduler::new(FirstCome::new(prefill_tokens));
+        let scheduler = PolicyScheduler::new(FirstCome::new(prefill_tokens, fill));
         SchedulerActor(scheduler).start().recipient()
     })
 }

@@ -14,6 +14,9 @@ use crate::timeline::Span;
 /// Rows of one expert computed at once; larger groups are worked off in pieces, so that scratch stays small.
 const EXPERT_ROWS: u32 = 512;
 
+/// Rows of an expert from which its product is bound by arithmetic rather than by reading weights, about, on the processors we measured.
+const ROWS_PER_EXPERT: usize = 16;
+
 /// Shape and limits of a cluster. Everything is sized from this at start-up; nothing grows later.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterConfig {
@@ -23,6 +26,8 @@ pub struct ClusterConfig {
     pub expert_workers: u16,
     /// Micro-batches in flight (m).
     pub micro_batches: u8,
+    /// Rows of a micro-batch before a worker opens another.
+    pub micro_batch_rows: u32,
     /// Threads that compute. Each worker has one; those beyond help whoever has work.
     pub threads: usize,
     /// Type of weights, KV cache and frames.
@@ -54,6 +59,7 @@ impl ClusterConfig {
             attention_workers: 1,
             expert_workers: 1,
             micro_batches: 2,
+            micro_batch_rows: Self::filling_rows(spec),
             threads: Self::cores(),
             dtype: ComputeType::for_stored(spec.stored_as),
             context,
@@ -65,6 +71,11 @@ impl ClusterConfig {
             peer_deadline: Duration::from_secs(30),
             timeline_spans: 0,
         }
+    }
+
+    /// Rows with which a micro-batch gives every expert [`ROWS_PER_EXPERT`] on average.
+    pub fn filling_rows(spec: &ModelSpec) -> u32 {
+        (ROWS_PER_EXPERT * spec.experts).div_ceil(spec.top_k.max(1)) as u32
     }
 
     /// Cores of this machine that this process may use.
@@ -89,6 +100,12 @@ impl ClusterConfig {
         range("attention_workers", self.attention_workers.into(), 1, 1024)?;
         range("expert_workers", self.expert_workers.into(), 1, 1024)?;
         range("micro_batches", self.micro_batches.into(), 1, 64)?;
+        range(
+            "micro_batch_rows",
+            self.micro_batch_rows.into(),
+            1,
+            u32::MAX.into(),
+        )?;
         range("threads", self.threads as u64, 1, 4096)?;
         range(
             "max_context",

@@ -60,7 +60,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(workers: usize, micro_batches: u8, kv_blocks: u32, max_rows: u32, prefill: u32) -> Self {
+    fn new(workers: usize, micro_batches: u8, kv_blocks: u32, max_rows: u32, policy: FirstCome) -> Self {
         let capacity = AttentionCapacity {
             alive: true,
             kv_blocks,
@@ -85,7 +85,7 @@ impl Simulation {
         };
         let mut simulation = Simulation {
             ledger: Ledger::new(limits),
-            scheduler: PolicyScheduler::new(FirstCome::new(prefill)),
+            scheduler: PolicyScheduler::new(policy),
             membership: membership.clone(),
             workers: (0..workers).map(|_| worker()).collect(),
             clients: BTreeMap::new(),
@@ -325,14 +325,16 @@ proptest! {
         (workers, micro_batches) in (1..4usize, 1..4u8),
         // As few blocks as one full context, so that preemption is the rule.
         kv_blocks in 16..40u32,
-        (max_rows, prefill) in (1..40u32, 1..40u32),
+        (max_rows, prefill, fill) in (1..40u32, 1..40u32, 1..8u32),
         mut random in any::<u64>(),
     ) {
         let mut choose = move |n: usize| {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (random >> 33) as usize % n
         };
-        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, prefill.min(max_rows));
+        let mut simulation = Simulation::new(
+            workers, micro_batches, kv_blocks, max_rows, FirstCome::new(prefill.min(max_rows), fill),
+        );
         let mut requests = Vec::new();
         let mut cancelled = BTreeSet::new();
         for act in acts {
@@ -388,7 +390,7 @@ proptest! {
 
 #[test]
 fn preemption_happens_and_loses_nothing() {
-    let mut simulation = Simulation::new(1, 2, 16, 32, 32);
+    let mut simulation = Simulation::new(1, 2, 16, 32, FirstCome::new(32, 1));
     let requests: Vec<Request> = (0..6)
         .map(|i| Request::greedy(vec![i, i + 1, i + 2], 40))
         .collect();
@@ -405,8 +407,40 @@ fn preemption_happens_and_loses_nothing() {
 }
 
 #[test]
+fn a_micro_batch_is_filled_before_another_is_opened() {
+    // Rows of the steps under way on the only worker, by micro-batch.
+    fn rows(simulation: &Simulation) -> [usize; 2] {
+        let steps = &simulation.workers[0].steps;
+        [0, 1].map(|mb: usize| steps[mb].front().map_or(0, |step| step.work.len()))
+    }
+    for (fill, opened) in [(1, [3, 3]), (3, [3, 3]), (4, [6, 0])] {
+        let mut simulation = Simulation::new(1, 2, 64, 32, FirstCome::new(32, fill));
+        let submit = |simulation: &mut Simulation, limit| {
+            let request = Request::greedy(vec![1], limit);
+            simulation.ledger.submit(request, Duration::ZERO).unwrap();
+        };
+        // Three that end soon, and three that go on alone.
+        (0..6).for_each(|i| submit(&mut simulation, if i < 3 { 4 } else { 40 }));
+        simulation.settle();
+        let mut seen = Vec::new();
+        while !simulation.busy().is_empty() {
+            for (worker, micro_batch) in simulation.busy() {
+                simulation.step(worker, micro_batch, 0);
+                simulation.settle();
+            }
+            seen.push(rows(&simulation));
+        }
+        assert!(seen.contains(&opened), "{fill}: {seen:?}");
+        // What is left is too little for two micro-batches: it gathers in one.
+        let last = seen[seen.len() - 8];
+        assert_eq!(last[0] + last[1], 3);
+        assert_eq!(last[1] == 0, fill > 1, "{fill}: {seen:?}");
+    }
+}
+
+#[test]
 fn what_cannot_run_is_refused_with_the_numbers() {
-    let mut simulation = Simulation::new(1, 1, 16, 32, 32);
+    let mut simulation = Simulation::new(1, 1, 16, 32, FirstCome::new(32, 1));
     let mut submit = |request| simulation.ledger.submit(request, Duration::ZERO);
     assert_eq!(
         submit(Request::greedy(vec![], 1)),

@@ -30,7 +30,7 @@ fn main() {
         });
         print!("{threads:>8}  {:>12.1}", 4.0 * WORDS as f64 / time.as_secs_f64() / 1e9);
         for (name, operations) in peaks() {
-            let time = best(|| on_threads(threads, |_| drop(black_box(operations()))));
+            let time = best(|| on_threads(threads, |_| _ = black_box(operations())));
             let done = (threads as u64 * OPERATIONS) as f64;
             print!("  {name} {:.0}", done / time.as_secs_f64() / 1e9);
         }

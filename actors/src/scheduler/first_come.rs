@@ -1,7 +1,10 @@
 //! First come, first served: continuous batching with chunked prefill.
 //!
 //! A step takes the decoding sequences of its micro-batch first, then fills up to the worker's row limit with chunks of prompts, in order of arrival. New
-//! sequences go to the attention worker with the most free KV blocks and to the micro-batch with the fewest sequences.
+//! sequences go to the attention worker with the most free KV blocks.
+//!
+//! A worker opens a further micro-batch only when all of them can have [`FirstCome::fill`] rows: experts read their weights once for each micro-batch, so
+//! one of few rows costs about as much as one of many. Rows are spread evenly over those that are open.
 //!
 //! When KV blocks run out, age decides. The oldest sequence that lacks a block makes its worker *short*: younger sequences there get no further work,
 //! so that their steps run out, and are then preempted, youngest first, until the older one fits. The oldest sequence of a worker is thus never
@@ -18,15 +21,18 @@ pub struct FirstCome {
     /// Prompt tokens a step computes at most on one worker beside its decoding sequences. Long prompts in smaller chunks keep the time
     /// between other sequences' tokens short.
     pub prefill_tokens: u32,
+    /// Rows (tokens of one step) that a micro-batch should have, if there is to be more than one.
+    pub fill: u32,
     /// By worker: the oldest sequence that lacked a block when last planned.
     short: Vec<Option<SequenceId>>,
 }
 
 impl FirstCome {
-    /// With at most `prefill_tokens` of prompts in one worker's step.
-    pub fn new(prefill_tokens: u32) -> Self {
+    /// With at most `prefill_tokens` of prompts in one worker's step, and `fill` rows in a micro-batch before there is another.
+    pub fn new(prefill_tokens: u32, fill: u32) -> Self {
         FirstCome {
             prefill_tokens: prefill_tokens.max(1),
+            fill: fill.max(1),
             short: Vec::new(),
         }
     }
@@ -62,9 +68,12 @@ impl Policy for FirstCome {
             prefill: vec![self.prefill_tokens; workers.len()],
             free_blocks: workers.iter().map(|worker| worker.free_blocks).collect(),
         };
+        let shares: Vec<u32> = (0..workers.len())
+            .map(|worker| self.share(view, worker, micro_batch))
+            .collect();
+        // Rows of each worker that this micro-batch has or may have.
+        let mut here = vec![0; workers.len()];
         for (index, worker) in workers.iter().enumerate() {
-            let share = share(view, index);
-            let mut here = 0;
             // Decoding sequences before prompts, by age within each.
             for decoding in [true, false] {
                 for &id in &worker.sequences {
@@ -77,31 +86,49 @@ impl Policy for FirstCome {
                     let ours = sequence.micro_batch == Some(micro_batch);
                     // A sequence without a step under way may move to a micro-batch that has fewer than its share.
                     let free = sequence.in_flight == 0;
-                    if !(ours || free) || here >= share {
+                    if !(ours || free) || here[index] >= shares[index] {
                         continue;
                     }
-                    here += u32::from(self.extend(&mut draft, index, id, sequence));
+                    if self.extend(&mut draft, index, id, sequence) {
+                        here[index] += self.weight(sequence);
+                    }
                 }
             }
         }
-        self.admit(&mut draft);
+        self.admit(&mut draft, &shares, &mut here);
         draft.plan
     }
 }
 
-/// Sequences of one worker that a single micro-batch should hold, so that all hold about as many.
-fn share(view: &View, worker: usize) -> u32 {
-    let alive = view
-        .workers()
-        .iter()
-        .filter(|worker| worker.capacity.alive)
-        .count()
-        .max(1);
-    let count = view.workers()[worker].sequences.len() + view.waiting().len().div_ceil(alive);
-    count.div_ceil(view.micro_batches().max(1) as usize) as u32
-}
-
 impl FirstCome {
+    /// Rows that a sequence will bring to its next step.
+    fn weight(&self, sequence: &SequenceView) -> u32 {
+        sequence.pending().clamp(1, self.prefill_tokens)
+    }
+
+    /// Rows of one worker that a micro-batch should have.
+    fn share(&self, view: &View, worker: usize, micro_batch: MicroBatch) -> u32 {
+        let micro_batches = u32::from(view.micro_batches().max(1));
+        // What fills every micro-batch is enough to know.
+        let enough = self.fill.saturating_mul(micro_batches);
+        let sum = |ids: &mut dyn Iterator<Item = SequenceId>| {
+            ids.filter_map(|id| view.sequence(id))
+                .map(|sequence| self.weight(sequence))
+                .fold(0, u32::saturating_add)
+        };
+        let running = sum(&mut view.workers()[worker].sequences.iter().copied());
+        let alive = view.workers().iter().filter(|w| w.capacity.alive).count();
+        let waiting =
+            sum(&mut view.waiting().take(enough as usize)).div_ceil(alive.max(1) as u32);
+        let rows = running.saturating_add(waiting);
+        let open = (rows / self.fill).clamp(1, micro_batches);
+        if u32::from(micro_batch.0) < open {
+            rows.div_ceil(open)
+        } else {
+            0
+        }
+    }
+
     /// Adds a running sequence's next tokens to the draft, making room by preemption if it may. Returns whether it was added.
     fn extend(
         &mut self,
@@ -158,17 +185,8 @@ impl FirstCome {
     }
 
     /// Starts waiting sequences, in order of arrival, until one does not fit: nobody overtakes.
-    fn admit(&mut self, draft: &mut Draft<'_>) {
+    fn admit(&mut self, draft: &mut Draft<'_>, shares: &[u32], here: &mut [u32]) {
         let workers = draft.view.workers();
-        let mut counts: Vec<u32> = (0..workers.len())
-            .map(|index| {
-                let of_this = |id: &&SequenceId| {
-                    let sequence = draft.view.sequence(**id);
-                    sequence.is_some_and(|s| s.micro_batch == Some(draft.plan.micro_batch))
-                };
-                workers[index].sequences.iter().filter(of_this).count() as u32
-            })
-            .collect();
         for id in draft.view.waiting() {
             let Some(sequence) = draft.view.sequence(id) else {
                 continue;
@@ -177,7 +195,7 @@ impl FirstCome {
             let candidate = (0..workers.len())
                 .filter(|&w| workers[w].capacity.alive && self.short[w].is_none())
                 .filter(|&w| draft.rows[w] < workers[w].capacity.max_rows && draft.prefill[w] > 0)
-                .filter(|&w| counts[w] < share(draft.view, w).min(workers[w].capacity.max_rows))
+                .filter(|&w| here[w] < shares[w])
                 .max_by_key(|&w| (draft.free_blocks[w], std::cmp::Reverse(w)));
             let Some(worker) = candidate else { return };
             let capacity = workers[worker].capacity;
@@ -194,7 +212,7 @@ impl FirstCome {
                 return;
             }
             draft.add(worker, id, tokens, needed, true);
-            counts[worker] += 1;
+            here[worker] += self.weight(sequence);
         }
     }
 }

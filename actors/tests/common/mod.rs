@@ -26,6 +26,7 @@ pub fn config(shape: (u16, u16, u8), dtype: ComputeType) -> ClusterConfig {
         attention_workers: shape.0,
         expert_workers: shape.1,
         micro_batches: shape.2,
+        micro_batch_rows: 2,
         threads: 3,
         dtype,
         context: 256,

@@ -157,6 +157,16 @@ pub const KEYS: &[Key] = &[
         help: "Micro-batches in flight (m). 1 switches the ping-pong off; 2 hides one side behind the other; more hide the network too.",
     },
     Key {
+        path: "cluster.micro_batch_rows",
+        kind: Kind::AutoInteger {
+            min: 1,
+            max: 1_048_576,
+        },
+        default: Default::Value("auto"),
+        flag: Some("micro-batch-rows"),
+        help: "Rows (tokens of a step) that each micro-batch of a worker has before another is opened: each makes the experts read their weights again. `auto`: 16 for each expert on average; 1 always spreads over all micro-batches.",
+    },
+    Key {
         path: "cluster.threads",
         kind: Kind::AutoInteger { min: 1, max: 4096 },
         default: Default::Value("auto"),

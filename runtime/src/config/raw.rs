@@ -35,6 +35,7 @@ pub(super) struct RawCluster {
     pub(super) attention_workers: u16,
     pub(super) expert_workers: u16,
     pub(super) micro_batches: u8,
+    pub(super) micro_batch_rows: Auto<u32>,
     pub(super) threads: Auto<usize>,
     pub(super) block_tokens: u32,
     pub(super) peer_deadline_s: f64,

@@ -177,6 +177,10 @@ impl Settings {
                 attention_workers: cluster.attention_workers,
                 expert_workers: cluster.expert_workers,
                 micro_batches: cluster.micro_batches,
+                micro_batch_rows: match cluster.micro_batch_rows {
+                    Auto::Auto => ClusterConfig::filling_rows(spec),
+                    Auto::Value(rows) => rows,
+                },
                 threads: match cluster.threads {
                     Auto::Auto => ClusterConfig::cores(),
                     Auto::Value(threads) => threads,
@@ -245,6 +249,7 @@ impl Settings {
             "cluster.attention_workers" => integer(cluster.attention_workers.into()),
             "cluster.expert_workers" => integer(cluster.expert_workers.into()),
             "cluster.micro_batches" => integer(cluster.micro_batches.into()),
+            "cluster.micro_batch_rows" => integer(cluster.micro_batch_rows.into()),
             "cluster.threads" => integer(cluster.threads as u64),
             "cluster.block_tokens" => integer(cluster.block_tokens.into()),
             "cluster.peer_deadline_s" => seconds(cluster.peer_deadline),
