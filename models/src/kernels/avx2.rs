@@ -1,23 +1,24 @@
-//! Sixteen lanes as two AVX2 registers, with fused multiply-add.
+//! Sixteen lanes as two AVX2 registers, with fused multiply-add and conversions of f16.
 
 use std::arch::x86_64::*;
 
 use super::simd::{Kernel, Simd};
 
-/// Proof of AVX2 and FMA.
+/// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Runs `kernel` with AVX2 and FMA.
+/// Runs `kernel` with AVX2, FMA and F16C.
 ///
 /// # Safety
-/// The processor has both.
-#[target_feature(enable = "avx2,fma")]
+/// The processor has them.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
 type V = [__m256; 2];
+type I = [__m256i; 2];
 
 macro_rules! lanewise {
     ($($name:ident = $intrinsic:ident),*) => {$(
@@ -32,10 +33,15 @@ macro_rules! lanewise {
 impl Simd for Avx2 {
     type V = V;
     type Pair = (V, V);
+    type I = I;
+    /// Bytes 0 and 2, and bytes 1 and 3, widened to i16.
+    type Quad = (I, I);
 
     const PAIR_UNITS: usize = 2;
+    const QUAD_UNITS: usize = 2;
     const TALL: usize = 6;
     const TALL_PAIR: usize = 4;
+    const TALL_QUAD: usize = 4;
     const NARROW: bool = true;
     const QUERIES: usize = 2;
 
@@ -95,6 +101,27 @@ impl Simd for Avx2 {
             let packed = _mm256_packus_epi32(rounded[0], rounded[1]);
             let ordered = _mm256_permute4x64_epi64(packed, 0b11_01_10_00);
             _mm256_storeu_si256(to.as_mut_ptr().cast(), ordered);
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; 16]) -> V {
+        // SAFETY: `self` is the proof; `from` has sixteen values.
+        unsafe {
+            let p = from.as_ptr().cast::<__m128i>();
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(p)),
+                _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn store_f16(self, v: V, to: &mut [u16; 16]) {
+        // SAFETY: `self` is the proof; `to` has sixteen places.
+        unsafe {
+            let p = to.as_mut_ptr().cast::<__m128i>();
+            _mm_storeu_si128(p, _mm256_cvtps_ph(v[0], _MM_FROUND_TO_NEAREST_INT));
+            _mm_storeu_si128(p.add(1), _mm256_cvtps_ph(v[1], _MM_FROUND_TO_NEAREST_INT));
         }
     }
 
@@ -172,6 +199,71 @@ impl Simd for Avx2 {
         let (even, odd) = unsafe { (f32::from_bits(*x), f32::from_bits(*x.add(1))) };
         let acc = self.fma(w.0, self.splat(even), acc);
         self.fma(w.1, self.splat(odd), acc)
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> I {
+        // SAFETY: `self` is the proof.
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    fn to_f32(self, x: I) -> V {
+        // SAFETY: `self` is the proof.
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_quad(self, from: *const u32) -> Self::Quad {
+        // SAFETY: the caller's promise, and `self` is the proof.
+        unsafe {
+            let bytes = [
+                _mm256_loadu_si256(from.cast()),
+                _mm256_loadu_si256(from.add(8).cast()),
+            ];
+            let low = _mm256_set1_epi16(0xff);
+            let (mut even, mut odd) = (bytes, bytes);
+            for half in 0..2 {
+                even[half] = _mm256_and_si256(bytes[half], low);
+                odd[half] = _mm256_srli_epi16(bytes[half], 8);
+            }
+            (even, odd)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles(self, from: *const u32) -> [Self::Quad; 2] {
+        // SAFETY: the caller's promise, and `self` is the proof.
+        unsafe {
+            let bytes = [
+                _mm256_loadu_si256(from.cast()),
+                _mm256_loadu_si256(from.add(8).cast()),
+            ];
+            let nibble = _mm256_set1_epi16(0xf);
+            let mut quads = [(bytes, bytes); 2];
+            for half in 0..2 {
+                let bytes = bytes[half];
+                quads[0].0[half] = _mm256_and_si256(bytes, nibble);
+                quads[1].0[half] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+                quads[0].1[half] = _mm256_and_si256(_mm256_srli_epi16(bytes, 8), nibble);
+                quads[1].1[half] = _mm256_srli_epi16(bytes, 12);
+            }
+            quads
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quad(self, mut acc: I, w: Self::Quad, x: *const u32) -> I {
+        // Not vpmaddubsw, which is one instruction fewer and saturates.
+        // SAFETY: the caller's promise, and `self` is the proof.
+        unsafe {
+            let even = _mm256_set1_epi32(*x as i32);
+            let odd = _mm256_set1_epi32(*x.add(1) as i32);
+            for half in 0..2 {
+                acc[half] = _mm256_add_epi32(acc[half], _mm256_madd_epi16(w.0[half], even));
+                acc[half] = _mm256_add_epi32(acc[half], _mm256_madd_epi16(w.1[half], odd));
+            }
+        }
+        acc
     }
 
     #[inline(always)]

@@ -7,6 +7,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::pack::{PANEL_COLUMNS, PackedMatrix, WeightType};
+use super::product::{Ahead, Half, Paired, Product, Single};
+use super::quantize::{Q4, Q8};
 use super::rows::PackedGroup;
 use super::simd::{Kernel, Simd};
 use crate::crew::Member;
@@ -175,8 +177,8 @@ pub(crate) fn columns_per_piece(
     panels.next_multiple_of(2) * PANEL_COLUMNS
 }
 
-/// Steps of a panel that all row tiles pass over before the next ones: 128 KiB, which stay in the second-level cache.
-const BLOCK_STEPS: usize = 1024;
+/// Words of a panel that all row tiles pass over before the next ones: 128 KiB, which stay in the second-level cache.
+const BLOCK_WORDS: usize = 32 << 10;
 /// Words ahead of the current ones that are asked for when weights stream from memory.
 const PREFETCH_WORDS: usize = 512;
 /// Tallest tile of any instruction set.
@@ -197,7 +199,10 @@ impl Kernel for Gemm<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.w.kind() {
             WeightType::F32 => self.products::<S, Single>(s),
+            WeightType::F16 => self.products::<S, Half>(s),
             WeightType::Bf16 => self.products::<S, Paired>(s),
+            WeightType::Q8 => self.products::<S, Q8>(s),
+            WeightType::Q4 => self.products::<S, Q4>(s),
         }
     }
 }
@@ -213,11 +218,12 @@ impl Gemm<'_> {
             start,
         } = self;
         let (steps, tiles) = (w.steps(), x.tiles());
+        let step_words = P::KIND.step_words();
         // With one tile nothing is read twice, and a panel is best read through.
         let block = if tiles == 1 {
             steps.max(1)
         } else {
-            BLOCK_STEPS
+            BLOCK_WORDS / step_words
         };
         let mut edge = [0.0f32; MOST_ROWS * PANEL_COLUMNS];
         for first_step in (0..steps.max(1)).step_by(block) {
@@ -230,7 +236,7 @@ impl Gemm<'_> {
                     && w.columns(panel + 1) == PANEL_COLUMNS;
                 let columns = w.columns(panel);
                 let column = (panel - panels.start) * PANEL_COLUMNS;
-                let weights = w.panel(panel)[first_step * PANEL_COLUMNS..].as_ptr();
+                let weights = w.panel(panel)[first_step * step_words..].as_ptr();
                 for tile in 0..tiles {
                     let rows = x.tile_rows(tile);
                     let height = rows.len();
@@ -277,12 +283,12 @@ impl Gemm<'_> {
                     // A lone tile asks for its own stream a little ahead. Of several, each asks for its share of
                     // the next panel, which so is in the second-level cache when its turn comes.
                     let (ahead, ahead_words) = if tiles == 1 {
-                        (weights.wrapping_add(PREFETCH_WORDS), PANEL_COLUMNS)
+                        (weights.wrapping_add(PREFETCH_WORDS), step_words)
                     } else {
-                        let next = weights.wrapping_add(steps * PANEL_COLUMNS);
+                        let next = weights.wrapping_add(steps * step_words);
                         (
-                            next.wrapping_add(tile * count * PANEL_COLUMNS / tiles),
-                            PANEL_COLUMNS.div_ceil(tiles),
+                            next.wrapping_add(tile * count * step_words / tiles),
+                            step_words.div_ceil(tiles),
                         )
                     };
                     s.call(TileCall::<P> {
@@ -290,7 +296,7 @@ impl Gemm<'_> {
                         ahead,
                         ahead_words,
                         next: if pair {
-                            Some(w.panel(panel + 1)[first_step * PANEL_COLUMNS..].as_ptr())
+                            Some(w.panel(panel + 1)[first_step * step_words..].as_ptr())
                         } else {
                             None
                         },
@@ -318,65 +324,9 @@ impl Gemm<'_> {
     }
 }
 
-/// How one step's weights and activations are multiplied.
-trait Product {
-    /// One step's weights of sixteen columns.
-    type W<S: Simd>: Copy;
-    /// u32 of one row's activations in a step.
-    fn units<S: Simd>() -> usize;
-    /// # Safety
-    /// `from` points at sixteen words.
-    unsafe fn load<S: Simd>(s: S, from: *const u32) -> Self::W<S>;
-    /// # Safety
-    /// `x` points at `units` words.
-    unsafe fn add<S: Simd>(s: S, acc: S::V, w: Self::W<S>, x: *const u32) -> S::V;
-}
-
-/// One f32.
-struct Single;
-/// Two bf16.
-struct Paired;
-
-impl Product for Single {
-    type W<S: Simd> = S::V;
-    #[inline(always)]
-    fn units<S: Simd>() -> usize {
-        1
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, from: *const u32) -> S::V {
-        // SAFETY: the caller's promise; every word is an f32, and f32 and u32 align alike.
-        unsafe { s.load(&*from.cast::<[f32; 16]>()) }
-    }
-    #[inline(always)]
-    unsafe fn add<S: Simd>(s: S, acc: S::V, w: S::V, x: *const u32) -> S::V {
-        // SAFETY: the caller's promise.
-        let x = unsafe { s.splat(f32::from_bits(*x)) };
-        s.fma(w, x, acc)
-    }
-}
-
-impl Product for Paired {
-    type W<S: Simd> = S::Pair;
-    #[inline(always)]
-    fn units<S: Simd>() -> usize {
-        S::PAIR_UNITS
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, from: *const u32) -> S::Pair {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_pair(from) }
-    }
-    #[inline(always)]
-    unsafe fn add<S: Simd>(s: S, acc: S::V, w: S::Pair, x: *const u32) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.dot_pair(acc, w, x) }
-    }
-}
-
 /// One tile: `height` rows by one panel, or by two that follow each other in `to`.
 ///
-/// `weights` (and `next`) point at `steps * 32` words, `values` at `steps * height * P::units()`, `to` at `height`
+/// `weights` (and `next`) point at the words of `steps` steps, `values` at `steps * height * P::units()`, `to` at `height`
 /// rows of 32 (64) values `stride` apart, which are overwritten if `fresh` and added to otherwise.
 struct TileCall<P> {
     weights: *const u32,
@@ -401,40 +351,44 @@ impl<P: Product> Kernel for TileCall<P> {
         // SAFETY: the struct's promises, and the widths below add up to a panel (or two).
         unsafe {
             match (self.next, self.height) {
-                (Some(next), 1) => self.tile::<S, 1, 2, 2>(s, [self.weights, next], self.to),
+                (Some(next), 1) => self.tile::<S, 1, 2, 2>(s, [self.weights, next], 0),
                 (Some(next), _) if S::NARROW => {
-                    self.tile::<S, 2, 1, 2>(s, [self.weights], self.to);
-                    self.tile::<S, 2, 1, 2>(s, [next], self.to.add(PANEL_COLUMNS));
+                    self.tile::<S, 2, 1, 2>(s, [self.weights], 0);
+                    let second = TileCall {
+                        to: self.to.add(PANEL_COLUMNS),
+                        ..self
+                    };
+                    second.tile::<S, 2, 1, 2>(s, [next], 0);
                 }
-                (Some(next), _) => self.tile::<S, 2, 2, 2>(s, [self.weights, next], self.to),
-                (None, 1) => self.tile::<S, 1, 1, 2>(s, [self.weights], self.to),
-                (None, 2) => self.tile::<S, 2, 1, 2>(s, [self.weights], self.to),
+                (Some(next), _) => self.tile::<S, 2, 2, 2>(s, [self.weights, next], 0),
+                (None, 1) => self.tile::<S, 1, 1, 2>(s, [self.weights], 0),
+                (None, 2) => self.tile::<S, 2, 1, 2>(s, [self.weights], 0),
                 (None, _) if S::NARROW => {
                     for half in [0, 16] {
-                        let (w, to) = ([self.weights.add(half)], self.to.add(half));
+                        let w = [self.weights];
                         match self.height {
-                            3 => self.tile::<S, 3, 1, 1>(s, w, to),
-                            4 => self.tile::<S, 4, 1, 1>(s, w, to),
-                            5 => self.tile::<S, 5, 1, 1>(s, w, to),
-                            _ => self.tile::<S, 6, 1, 1>(s, w, to),
+                            3 => self.tile::<S, 3, 1, 1>(s, w, half),
+                            4 => self.tile::<S, 4, 1, 1>(s, w, half),
+                            5 => self.tile::<S, 5, 1, 1>(s, w, half),
+                            _ => self.tile::<S, 6, 1, 1>(s, w, half),
                         }
                     }
                 }
                 (None, _) => {
-                    let (w, to) = ([self.weights], self.to);
+                    let w = [self.weights];
                     match self.height {
-                        3 => self.tile::<S, 3, 1, 2>(s, w, to),
-                        4 => self.tile::<S, 4, 1, 2>(s, w, to),
-                        5 => self.tile::<S, 5, 1, 2>(s, w, to),
-                        6 => self.tile::<S, 6, 1, 2>(s, w, to),
-                        7 => self.tile::<S, 7, 1, 2>(s, w, to),
-                        8 => self.tile::<S, 8, 1, 2>(s, w, to),
-                        9 => self.tile::<S, 9, 1, 2>(s, w, to),
-                        10 => self.tile::<S, 10, 1, 2>(s, w, to),
-                        11 => self.tile::<S, 11, 1, 2>(s, w, to),
-                        12 => self.tile::<S, 12, 1, 2>(s, w, to),
-                        13 => self.tile::<S, 13, 1, 2>(s, w, to),
-                        _ => self.tile::<S, 14, 1, 2>(s, w, to),
+                        3 => self.tile::<S, 3, 1, 2>(s, w, 0),
+                        4 => self.tile::<S, 4, 1, 2>(s, w, 0),
+                        5 => self.tile::<S, 5, 1, 2>(s, w, 0),
+                        6 => self.tile::<S, 6, 1, 2>(s, w, 0),
+                        7 => self.tile::<S, 7, 1, 2>(s, w, 0),
+                        8 => self.tile::<S, 8, 1, 2>(s, w, 0),
+                        9 => self.tile::<S, 9, 1, 2>(s, w, 0),
+                        10 => self.tile::<S, 10, 1, 2>(s, w, 0),
+                        11 => self.tile::<S, 11, 1, 2>(s, w, 0),
+                        12 => self.tile::<S, 12, 1, 2>(s, w, 0),
+                        13 => self.tile::<S, 13, 1, 2>(s, w, 0),
+                        _ => self.tile::<S, 14, 1, 2>(s, w, 0),
                     }
                 }
             }
@@ -443,66 +397,58 @@ impl<P: Product> Kernel for TileCall<P> {
 }
 
 impl<P: Product> TileCall<P> {
-    /// `M` rows by `N` panels, of each of which `C` times sixteen columns are computed.
+    /// `M` rows by `N` panels, of each of which `C` times sixteen columns are computed, from `column` on.
     ///
     /// # Safety
-    /// The struct's promises, with `M` the height, and `w` and `to` within them.
+    /// The struct's promises, with `M` the height, and the columns within a panel.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const N: usize, const C: usize>(
         &self,
         s: S,
         w: [*const u32; N],
-        to: *mut f32,
+        column: usize,
     ) {
         let units = P::units::<S>();
+        let step_words = P::KIND.step_words();
         let place = |m: usize, n: usize, c: usize| {
-            to.wrapping_add(m * self.stride + n * PANEL_COLUMNS + c * 16)
+            self.to
+                .wrapping_add(m * self.stride + n * PANEL_COLUMNS + column + c * 16)
                 .cast::<[f32; 16]>()
         };
-        let mut acc = [[[s.splat(0.0); C]; N]; M];
+        let mut sums = [[[s.splat(0.0); C]; N]; M];
         if !self.fresh {
             for m in 0..M {
                 for n in 0..N {
                     for c in 0..C {
                         // SAFETY: within `to`.
-                        acc[m][n][c] = unsafe { s.load(&*place(m, n, c)) };
+                        sums[m][n][c] = unsafe { s.load(&*place(m, n, c)) };
                     }
                 }
             }
         }
+        let mut ahead = [Ahead {
+            from: self.ahead,
+            words: self.ahead_words / P::PIECES,
+        }; N];
+        if N == 2 {
+            ahead[1].from = w[1].wrapping_add(PREFETCH_WORDS);
+        }
         for step in 0..self.steps {
-            // SAFETY: within the weights of each panel.
-            let first = unsafe { P::load(s, w[0].add(step * PANEL_COLUMNS)) };
-            let mut weights = [[first; C]; N];
+            let (mut w, mut ahead) = (w, ahead);
             for n in 0..N {
-                for c in 0..C {
-                    // SAFETY: as above.
-                    weights[n][c] = unsafe { P::load(s, w[n].add(step * PANEL_COLUMNS + c * 16)) };
-                }
+                w[n] = w[n].wrapping_add(step * step_words);
+                // Two panels are one tile's, which asks for what it reads itself.
+                ahead[n].from = ahead[n].from.wrapping_add(step * self.ahead_words);
             }
-            let ahead = self.ahead.wrapping_add(step * self.ahead_words);
-            s.prefetch(ahead);
-            s.prefetch(ahead.wrapping_add(16));
-            if N == 2 {
-                let ahead = w[1].wrapping_add(step * PANEL_COLUMNS + PREFETCH_WORDS);
-                s.prefetch(ahead);
-                s.prefetch(ahead.wrapping_add(16));
-            }
-            for m in 0..M {
-                let x = self.values.wrapping_add((step * M + m) * units);
-                for n in 0..N {
-                    for c in 0..C {
-                        // SAFETY: `x` lies within `values`.
-                        acc[m][n][c] = unsafe { P::add(s, acc[m][n][c], weights[n][c], x) };
-                    }
-                }
-            }
+            let x = self.values.wrapping_add(step * M * units);
+            // SAFETY: within the words of each panel and of `values`.
+            unsafe { P::add::<S, M, N, C>(s, &mut sums, w, column, x, ahead) };
         }
         for m in 0..M {
             for n in 0..N {
                 for c in 0..C {
                     // SAFETY: within `to`.
-                    unsafe { s.store(acc[m][n][c], &mut *place(m, n, c)) };
+                    unsafe { s.store(sums[m][n][c], &mut *place(m, n, c)) };
                 }
             }
         }
@@ -517,22 +463,55 @@ mod tests {
     use crate::weights::ElementType;
     use proptest::prelude::*;
 
+    /// A random matrix of a type, and its weights as they were rounded, `[n, k]`.
     fn packed(kind: WeightType, n: usize, k: usize, seed: u64) -> (PackedMatrix, Vec<f32>) {
-        let element = match kind {
-            WeightType::F32 => ElementType::F32,
-            WeightType::Bf16 => ElementType::Bf16,
-        };
-        let view = matrix(&mut Random::new(seed), n, k, 1.0, element, false);
+        let view = matrix(&mut Random::new(seed), n, k, 1.0, ElementType::F32, false);
         let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
-        (
-            PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view)),
-            view.to_f32(),
-        )
+        let packed = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
+        let mut dense = vec![0.0; n * k];
+        for (row, place) in dense.chunks_exact_mut(k).enumerate() {
+            packed.read_row(row, place);
+        }
+        (packed, dense)
+    }
+
+    /// A row of activations as products with weights of a type see it.
+    fn rounded(kind: WeightType, x: &[f32]) -> Vec<f64> {
+        let group = match kind {
+            WeightType::F32 | WeightType::F16 => {
+                return x.iter().map(|x| f64::from(*x)).collect();
+            }
+            WeightType::Bf16 => {
+                return x
+                    .iter()
+                    .map(|x| half::bf16::from_f32(*x).to_f64())
+                    .collect();
+            }
+            WeightType::Q8 => 64,
+            WeightType::Q4 => 32,
+        };
+        let quantized = x.chunks(group).flat_map(|x| {
+            let scale = x.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.0;
+            x.iter()
+                .map(move |x| f64::from((x * (1.0 / scale)).round_ties_even()) * f64::from(scale))
+        });
+        quantized.collect()
     }
 
     fn product(isa: Isa, w: &PackedMatrix, x: &[f32], m: usize, start: Start<'_>, out: &mut [f32]) {
+        product_of(isa, w, Rows::F32(x), m, start, out);
+    }
+
+    fn product_of(
+        isa: Isa,
+        w: &PackedMatrix,
+        x: Rows<'_>,
+        m: usize,
+        start: Start<'_>,
+        out: &mut [f32],
+    ) {
         let mut rows = PackedRows::new(isa, m, w.k());
-        rows.pack(w.kind(), Rows::F32(x), m, w.k());
+        rows.pack(w.kind(), x, m, w.k());
         gemm(
             &rows,
             w,
@@ -543,11 +522,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
         fn products_are_those_of_f64(
             m in 1usize..45, n in 1usize..150, k in 1usize..300,
-            kind in prop::sample::select(vec![WeightType::F32, WeightType::Bf16]),
+            kind in prop::sample::select(WeightType::ALL.to_vec()),
             start in 0usize..3, seed: u64,
         ) {
             let (w, dense) = packed(kind, n, k, seed);
@@ -555,6 +534,7 @@ mod tests {
             let x = random.values(m * k, 1.0);
             let bias = random.values(n, 1.0);
             let present = random.values(m * n, 1.0);
+            let exact: Vec<Vec<f64>> = x.chunks_exact(k).map(|x| rounded(kind, x)).collect();
             for isa in Isa::available() {
                 let mut out = present.clone();
                 let begin = [Start::Zero, Start::Bias(&bias), Start::Present][start];
@@ -564,16 +544,12 @@ mod tests {
                         let mut sum = [0.0, f64::from(bias[column]), f64::from(present[row * n + column])][start];
                         let mut size = sum.abs();
                         for i in 0..k {
-                            let value = match kind {
-                                WeightType::F32 => x[row * k + i],
-                                WeightType::Bf16 => half::bf16::from_f32(x[row * k + i]).to_f32(),
-                            };
-                            let term = f64::from(value) * f64::from(dense[column * k + i]);
+                            let term = exact[row][i] * f64::from(dense[column * k + i]);
                             sum += term;
                             size += term.abs();
                         }
                         let found = f64::from(out[row * n + column]);
-                        prop_assert!((found - sum).abs() <= 2e-6 * size + 1e-30, "{isa:?} {found} {sum}");
+                        prop_assert!((found - sum).abs() <= 2e-6 * size + 1e-30, "{isa:?} {kind:?} {found} {sum}");
                     }
                 }
             }
@@ -583,20 +559,25 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_in_every_tile_and_from_bf16_bits() {
         // k crosses a block of steps, so that partial sums pass through memory for some heights and not for others.
-        for (kind, k) in [(WeightType::F32, 1500), (WeightType::Bf16, 2601)] {
+        for (kind, k) in [
+            (WeightType::F32, 1500),
+            (WeightType::F16, 2500),
+            (WeightType::Bf16, 2601),
+            (WeightType::Q8, 4100),
+            (WeightType::Q4, 7400),
+        ] {
+            assert!(w_words(kind, k) > BLOCK_WORDS);
             let n = 75;
             let (w, _) = packed(kind, n, k, 3);
-            let mut x = Random::new(4).values(40 * k, 1.0);
-            let bits: Vec<u16> = x
+            let bits: Vec<u16> = Random::new(4)
+                .values(40 * k, 1.0)
                 .iter()
                 .map(|x| half::bf16::from_f32(*x).to_bits())
                 .collect();
-            if kind == WeightType::Bf16 {
-                x = bits
-                    .iter()
-                    .map(|x| half::bf16::from_bits(*x).to_f32())
-                    .collect();
-            }
+            let x: Vec<f32> = bits
+                .iter()
+                .map(|x| half::bf16::from_bits(*x).to_f32())
+                .collect();
             for isa in Isa::available() {
                 let mut alone = vec![0.0; 40 * n];
                 for row in 0..40 {
@@ -608,65 +589,110 @@ mod tests {
                     product(isa, &w, &x[..m * k], m, Start::Zero, &mut out);
                     assert!(out == alone[..m * n], "{isa:?} {kind:?} {m} rows");
                 }
-                if kind == WeightType::Bf16 {
-                    let mut rows = PackedRows::new(isa, 40, k);
-                    rows.pack(kind, Rows::Bf16(&bits), 40, k);
-                    let mut out = vec![0.0; 40 * n];
-                    gemm(
-                        &rows,
-                        &w,
-                        0..w.panels(),
-                        MatrixMut::new(&mut out, 40, n, n),
-                        Start::Zero,
-                    );
-                    assert!(out == alone);
+                let mut out = vec![0.0; 40 * n];
+                product_of(isa, &w, Rows::Bf16(&bits), 40, Start::Zero, &mut out);
+                assert!(out == alone, "{isa:?} {kind:?} from bits");
+            }
+        }
+    }
+
+    fn w_words(kind: WeightType, k: usize) -> usize {
+        kind.steps(k) * kind.step_words()
+    }
+
+    #[test]
+    fn panels_computed_apart_give_the_whole() {
+        let (n, k) = (175, 96);
+        let x = Random::new(6).values(3 * k, 1.0);
+        for kind in WeightType::ALL {
+            let (w, _) = packed(kind, n, k, 5);
+            for isa in Isa::available() {
+                for m in [1, 3] {
+                    let x = &x[..m * k];
+                    let (mut whole, mut parts) = (vec![0.0; m * n], vec![0.0; m * n]);
+                    product(isa, &w, x, m, Start::Zero, &mut whole);
+                    let mut rows = PackedRows::new(isa, m, k);
+                    rows.pack(kind, Rows::F32(x), m, k);
+                    let (left, right) = MatrixMut::new(&mut parts, m, n, n).split_columns(96);
+                    let (none, right) = right.split_columns(0);
+                    gemm(&rows, &w, 3..3, none, Start::Zero);
+                    gemm(&rows, &w, 3..6, right, Start::Zero);
+                    gemm(&rows, &w, 0..3, left, Start::Zero);
+                    assert_eq!(whole, parts, "{isa:?} {kind:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn panels_computed_apart_give_the_whole() {
-        let (w, _) = packed(WeightType::Bf16, 175, 64, 5);
-        let x = Random::new(6).values(3 * 64, 1.0);
+    fn instruction_sets_agree_bit_for_bit() {
+        for kind in WeightType::ALL {
+            let (w, _) = packed(kind, 40, 333, 7);
+            let x = Random::new(8).values(9 * 333, 1.0);
+            let results: Vec<Vec<f32>> = Isa::available()
+                .filter(|isa| match isa.instruction_set().name() {
+                    "portable" => false,
+                    "avx512-bf16" => kind != WeightType::Bf16,
+                    _ => true,
+                })
+                .map(|isa| {
+                    let mut out = vec![0.0; 9 * 40];
+                    product(isa, &w, &x, 9, Start::Zero, &mut out);
+                    out
+                })
+                .collect();
+            assert!(
+                results.windows(2).all(|pair| pair[0] == pair[1]),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn weights_in_f16_give_the_bits_of_the_same_weights_in_f32() {
+        let (n, k, m) = (70, 131, 9);
+        let view = matrix(&mut Random::new(1), n, k, 1.0, ElementType::F16, false);
+        let x = Random::new(2).values(m * k, 1.0);
         for isa in Isa::available() {
-            for m in [1, 3] {
-                let x = &x[..m * 64];
-                let (mut whole, mut parts) = (vec![0.0; m * 175], vec![0.0; m * 175]);
-                product(isa, &w, x, m, Start::Zero, &mut whole);
-                let mut rows = PackedRows::new(isa, m, 64);
-                rows.pack(WeightType::Bf16, Rows::F32(x), m, 64);
-                let (left, right) = MatrixMut::new(&mut parts, m, 175, 175).split_columns(96);
-                gemm(&rows, &w, 3..6, right, Start::Zero);
-                gemm(&rows, &w, 0..3, left, Start::Zero);
-                assert_eq!(whole, parts);
+            let results = [WeightType::F16, WeightType::F32].map(|kind| {
+                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+                let w = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
+                let mut out = vec![0.0; m * n];
+                product(isa, &w, &x, m, Start::Zero, &mut out);
+                out
+            });
+            assert_eq!(results[0], results[1], "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_in_its_row_and_column() {
+        let (n, k, m) = (40, 100, 5);
+        for kind in WeightType::ALL {
+            for broken in [f32::NAN, f32::INFINITY] {
+                let mut view = matrix(&mut Random::new(1), n, k, 1.0, ElementType::F32, false);
+                view.data.to_mut()[(7 * k + 70) * 4..][..4].copy_from_slice(&broken.to_le_bytes());
+                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+                let w = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
+                let mut x = Random::new(2).values(m * k, 1.0);
+                x[3 * k + 99] = broken;
+                for isa in Isa::available() {
+                    let mut out = vec![0.0; m * n];
+                    product(isa, &w, &x, m, Start::Zero, &mut out);
+                    for (i, found) in out.iter().enumerate() {
+                        let sound = i / n != 3 && i % n != 7;
+                        assert_eq!(found.is_finite(), sound, "{isa:?} {kind:?} {i}");
+                    }
+                }
             }
         }
     }
 
     #[test]
-    fn avx2_and_avx512_agree_bit_for_bit() {
-        let sets: Vec<Isa> = Isa::available()
-            .filter(|isa| ["avx2-fma", "avx512"].contains(&isa.instruction_set().name()))
-            .collect();
-        for kind in [WeightType::F32, WeightType::Bf16] {
-            let (w, _) = packed(kind, 40, 333, 7);
-            let x = Random::new(8).values(9 * 333, 1.0);
-            let results: Vec<Vec<f32>> = sets
-                .iter()
-                .map(|isa| {
-                    let mut out = vec![0.0; 9 * 40];
-                    product(*isa, &w, &x, 9, Start::Zero, &mut out);
-                    out
-                })
-                .collect();
-            assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
-        }
-    }
-
-    #[test]
     fn no_rows_and_no_inputs_are_no_trouble() {
-        let (w, _) = packed(WeightType::F32, 5, 3, 1);
-        product(Isa::detect(), &w, &[], 0, Start::Zero, &mut []);
+        for kind in WeightType::ALL {
+            let (w, _) = packed(kind, 5, 3, 1);
+            product(Isa::detect(), &w, &[], 0, Start::Zero, &mut []);
+        }
     }
 }

@@ -10,9 +10,11 @@
 //!   it was computed in, the panels a call was asked for, or the place of a value in its vector.
 //! * Every sum has one order. A product's sum over `k` is one chain in ascending `k`; a reduction over a vector adds
 //!   lane `i` of every sixteen, then halves: 8, 4, 2, 1.
-//! * [`InstructionSet::Avx2Fma`] and [`InstructionSet::Avx512`] give the same bits. `Portable` rounds every
-//!   product (it has no fused multiply-add) and `Avx512Bf16` sums products of bf16 in pairs; these two
+//! * [`InstructionSet::Avx2Fma`], [`InstructionSet::Avx512`] and [`InstructionSet::Avx512Vnni`] give the same bits.
+//!   `Portable` rounds every product (it has no fused multiply-add) and `Avx512Bf16` sums products of bf16 in pairs; these two
 //!   differ from the others in the last bits. A cluster that wants equal answers runs one of them everywhere.
+//! * Products of quantised weights are sums of integers, exact everywhere, and one multiplication in f32 for every group
+//!   (`quantize.rs`): there `Avx512Bf16` agrees with the other three.
 
 #![allow(unsafe_code)]
 
@@ -29,6 +31,8 @@ mod gemm;
 mod norm;
 mod pack;
 mod portable;
+mod product;
+mod quantize;
 mod rope;
 mod rows;
 mod simd;
@@ -56,20 +60,23 @@ use simd::Kernel;
 pub enum InstructionSet {
     /// Whatever the compiler makes of plain Rust.
     Portable,
-    /// AVX2 with fused multiply-add.
+    /// AVX2 with fused multiply-add and conversions of f16.
     Avx2Fma,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with products of bf16.
+    /// AVX-512 with products of bytes.
+    Avx512Vnni,
+    /// AVX-512 with products of bytes and of bf16.
     Avx512Bf16,
 }
 
 impl InstructionSet {
     /// All of them, from the poorest to the richest.
-    pub const ALL: [InstructionSet; 4] = [
+    pub const ALL: [InstructionSet; 5] = [
         InstructionSet::Portable,
         InstructionSet::Avx2Fma,
         InstructionSet::Avx512,
+        InstructionSet::Avx512Vnni,
         InstructionSet::Avx512Bf16,
     ];
 
@@ -79,6 +86,7 @@ impl InstructionSet {
             InstructionSet::Portable => "portable",
             InstructionSet::Avx2Fma => "avx2-fma",
             InstructionSet::Avx512 => "avx512",
+            InstructionSet::Avx512Vnni => "avx512-vnni",
             InstructionSet::Avx512Bf16 => "avx512-bf16",
         }
     }
@@ -88,7 +96,9 @@ impl InstructionSet {
             InstructionSet::Portable => true,
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2Fma => {
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => {
@@ -99,8 +109,12 @@ impl InstructionSet {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512Vnni => {
+                InstructionSet::Avx512.present() && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512Bf16 => {
-                InstructionSet::Avx512.present() && is_x86_feature_detected!("avx512bf16")
+                InstructionSet::Avx512Vnni.present() && is_x86_feature_detected!("avx512bf16")
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -179,6 +193,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             InstructionSet::Avx512 => unsafe { avx512::enter(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            InstructionSet::Avx512Vnni => unsafe { avx512::enter_vnni(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             InstructionSet::Avx512Bf16 => unsafe { avx512::enter_bf16(kernel) },

@@ -24,10 +24,14 @@ macro_rules! lanewise {
 impl Simd for Portable {
     type V = [f32; 16];
     type Pair = ([f32; 16], [f32; 16]);
+    type I = [i32; 16];
+    type Quad = [[u8; 4]; 16];
 
     const PAIR_UNITS: usize = 2;
+    const QUAD_UNITS: usize = 1;
     const TALL: usize = 2;
     const TALL_PAIR: usize = 2;
+    const TALL_QUAD: usize = 2;
     const NARROW: bool = true;
     const QUERIES: usize = 2;
 
@@ -61,6 +65,15 @@ impl Simd for Portable {
         for lane in 0..16 {
             to[lane] = bf16_bits(v[lane]);
         }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; 16]) -> [f32; 16] {
+        from.map(|bits| half::f16::from_bits(bits).to_f32_const())
+    }
+    #[inline(always)]
+    fn store_f16(self, v: [f32; 16], to: &mut [u16; 16]) {
+        *to = v.map(|x| half::f16::from_f32_const(x).to_bits());
     }
 
     lanewise!(add, a, b, a + b);
@@ -111,6 +124,40 @@ impl Simd for Portable {
         let (even, odd) = unsafe { (f32::from_bits(*x), f32::from_bits(*x.add(1))) };
         let acc = self.fma(w.0, [even; 16], acc);
         self.fma(w.1, [odd; 16], acc)
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn to_f32(self, x: [i32; 16]) -> [f32; 16] {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_quad(self, from: *const u32) -> Self::Quad {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u32; 16]>().read() }.map(u32::to_le_bytes)
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles(self, from: *const u32) -> [Self::Quad; 2] {
+        // SAFETY: the caller's promise.
+        let words = unsafe { from.cast::<[u32; 16]>().read() };
+        [0, 4].map(|shift| words.map(|word| (word >> shift & 0x0f0f_0f0f).to_le_bytes()))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quad(self, mut acc: [i32; 16], w: Self::Quad, x: *const u32) -> [i32; 16] {
+        // SAFETY: the caller's promise.
+        let x = unsafe { *x }.to_le_bytes().map(|x| i32::from(x as i8));
+        for lane in 0..16 {
+            for i in 0..4 {
+                acc[lane] += i32::from(w[lane][i]) * x[i];
+            }
+        }
+        acc
     }
 
     #[inline(always)]

@@ -1,13 +1,16 @@
 //! Activations in the layout the products read: tiles of a few rows, interleaved.
 //!
 //! A tile of `h` rows is stored `[step][h]`, so a product walks it with one pointer, whatever the stride of the
-//! rows was. How many rows a tile has depends on the instruction set and on `m`; results do not.
+//! rows was. With quantised weights a step is a group: first the scale of each row and what its sum of products starts from, then
+//! its codes, four to a unit (`quantize.rs`). How many rows a tile has depends on the instruction set and on `m`; results do not.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::crew::{Member, Parts};
 
+use super::product::{HEAD_WORDS, Product};
+use super::quantize::{Q4, Q8, Quantized, quantize_activations};
 use super::simd::{Kernel, Simd, bf16_bits, bf16_value};
 use super::{Isa, WeightType};
 
@@ -85,7 +88,7 @@ impl PackedRows {
     /// Room for `rows` rows of `k`, to be multiplied with weights of any type by `isa`.
     pub fn new(isa: Isa, rows: usize, k: usize) -> Self {
         PackedRows {
-            data: vec![0; rows * k.next_multiple_of(2)],
+            data: vec![0; rows * k.next_multiple_of(Q8::GROUP)],
             tiles: Vec::with_capacity(rows + 1),
             groups: Vec::with_capacity(rows + 1),
             layout: Layout {
@@ -99,12 +102,14 @@ impl PackedRows {
 
     /// Bytes of scratch for `rows` rows of `k`; nothing if that overflows.
     pub fn bytes(rows: usize, k: usize) -> Option<usize> {
-        let places = rows.checked_mul(k.checked_next_multiple_of(2)?)?;
+        // Enough for weights of any type: a group of codes never takes more words than it has elements.
+        let places = rows.checked_mul(k.checked_next_multiple_of(Q8::GROUP)?)?;
         let marks = rows.checked_add(1)?.checked_mul(size_of::<[usize; 3]>())?;
         places.checked_mul(4)?.checked_add(marks)
     }
 
-    /// Takes the `m` rows of `k` elements in `x`, rounding them to bf16 (nearest, ties to even) for weights of that type.
+    /// Takes the `m` rows of `k` elements in `x`, rounding them to bf16 (nearest, ties to even) for weights of that type, and
+    /// quantising them to 8 bits for quantised ones.
     ///
     /// # Panics
     /// When `x` is not `m * k` long, or larger than the room.
@@ -351,8 +356,10 @@ impl Kernel for TileShape {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> (usize, usize) {
         match self.0 {
-            WeightType::F32 => (S::TALL, 1),
+            WeightType::F32 | WeightType::F16 => (S::TALL, 1),
             WeightType::Bf16 => (S::TALL_PAIR, S::PAIR_UNITS),
+            WeightType::Q8 => (S::TALL_QUAD, Q8::units::<S>()),
+            WeightType::Q4 => (S::TALL_QUAD, Q4::units::<S>()),
         }
     }
 }
@@ -375,22 +382,27 @@ impl Kernel for Pack<'_, '_, '_> {
             let height = rows.len();
             let place = &mut to.data[rows.start * words..rows.end * words];
             for (place_row, row) in rows.enumerate() {
-                match (x, kind) {
-                    (Rows::F32(x), WeightType::F32) => {
-                        interleave_f32(place, &x[row * k..][..k], height, place_row);
+                let x = x.slice(row..row + 1, k);
+                match (kind, x) {
+                    (WeightType::F32 | WeightType::F16, Rows::F32(x)) => {
+                        interleave_f32(place, x, height, place_row);
                     }
-                    (Rows::Bf16(x), WeightType::F32) => {
-                        for (step, bits) in x[row * k..][..k].iter().enumerate() {
+                    (WeightType::F32 | WeightType::F16, Rows::Bf16(x)) => {
+                        for (step, bits) in x.iter().enumerate() {
                             place[step * height + place_row] = bf16_value(*bits).to_bits();
                         }
                     }
-                    (Rows::F32(x), WeightType::Bf16) => {
-                        let x = &x[row * k..][..k];
+                    (WeightType::Bf16, Rows::F32(x)) => {
                         interleave_rounded(s, place, x, height, place_row, S::PAIR_UNITS);
                     }
-                    (Rows::Bf16(x), WeightType::Bf16) => {
-                        let x = &x[row * k..][..k];
+                    (WeightType::Bf16, Rows::Bf16(x)) => {
                         interleave_bits(place, x, height, place_row, S::PAIR_UNITS);
+                    }
+                    (WeightType::Q8, x) => {
+                        interleave_quantized::<S, Q8>(s, place, x, height, place_row);
+                    }
+                    (WeightType::Q4, x) => {
+                        interleave_quantized::<S, Q4>(s, place, x, height, place_row);
                     }
                 }
             }
@@ -447,6 +459,48 @@ fn interleave_bits(place: &mut [u32], x: &[u16], height: usize, row: usize, unit
         } else {
             place[2 * row] = u32::from(even) << 16;
             place[2 * row + 1] = u32::from(odd) << 16;
+        }
+    }
+}
+
+#[inline(always)]
+fn interleave_quantized<S: Simd, Q: Quantized + Product>(
+    s: S,
+    place: &mut [u32],
+    x: Rows<'_>,
+    height: usize,
+    row: usize,
+) {
+    for (group, place) in place.chunks_exact_mut(height * Q::units::<S>()).enumerate() {
+        let first = group * Q::GROUP;
+        let (mut wide, mut codes) = ([0.0; Q8::GROUP], [0; Q8::GROUP]);
+        let (wide, codes) = (&mut wide[..Q::GROUP], &mut codes[..Q::GROUP]);
+        match x {
+            Rows::F32(x) => {
+                let x = &x[first..x.len().min(first + Q::GROUP)];
+                wide[..x.len()].copy_from_slice(x);
+            }
+            Rows::Bf16(x) => {
+                let x = &x[first..x.len().min(first + Q::GROUP)];
+                for (value, bits) in wide.iter_mut().zip(x) {
+                    *value = bf16_value(*bits);
+                }
+            }
+        }
+        let scale = quantize_activations(s, wide, codes);
+        let sum: i32 = codes.iter().map(|code| i32::from(*code as i8)).sum();
+        let (heads, quads) = place.split_at_mut(HEAD_WORDS * height);
+        heads[HEAD_WORDS * row] = scale.to_bits();
+        heads[HEAD_WORDS * row + 1] = (-i32::from(Q::ZERO) * sum) as u32;
+        let quads = quads.chunks_exact_mut(height * S::QUAD_UNITS);
+        for (place, code) in quads.zip(codes.as_chunks::<4>().0) {
+            if S::QUAD_UNITS == 1 {
+                place[row] = u32::from_le_bytes(*code);
+            } else {
+                let code = code.map(|code| u32::from(i16::from(code as i8) as u16));
+                place[2 * row] = code[0] | code[2] << 16;
+                place[2 * row + 1] = code[1] | code[3] << 16;
+            }
         }
     }
 }

@@ -15,13 +15,21 @@ pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Two bf16 of each of sixteen columns, ready to be multiplied.
     type Pair: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// Four u8 of each of sixteen columns, ready to be multiplied.
+    type Quad: Copy;
 
     /// u32 that one row's two bf16 occupy in packed rows: 1 as bits, 2 once widened to f32.
     const PAIR_UNITS: usize;
+    /// u32 that one row's four i8 occupy in packed rows: 1 as they are, 2 once widened to i16.
+    const QUAD_UNITS: usize;
     /// Most rows of a tile of f32 products.
     const TALL: usize;
     /// Most rows of a tile of bf16 products.
     const TALL_PAIR: usize;
+    /// Most rows of a tile of products of bytes.
+    const TALL_QUAD: usize;
     /// Whether a tall tile spans half a panel (16 columns) for want of registers.
     const NARROW: bool;
     /// Most queries that attention works on together.
@@ -37,6 +45,10 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, from: &[u16; 16]) -> Self::V;
     /// Rounded to the nearest bf16, ties to even; a NaN stays one.
     fn store_bf16(self, v: Self::V, to: &mut [u16; 16]);
+    /// Sixteen f16, widened.
+    fn load_f16(self, from: &[u16; 16]) -> Self::V;
+    /// Rounded to the nearest f16, ties to even; a NaN stays one.
+    fn store_f16(self, v: Self::V, to: &mut [u16; 16]);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -61,6 +73,23 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `x` points at [`Simd::PAIR_UNITS`] u32.
     unsafe fn dot_pair(self, acc: Self::V, w: Self::Pair, x: *const u32) -> Self::V;
+
+    fn splat_i32(self, x: i32) -> Self::I;
+    /// Exact for integers that f32 can hold.
+    fn to_f32(self, x: Self::I) -> Self::V;
+    /// # Safety
+    /// `from` points at sixteen u32.
+    unsafe fn load_quad(self, from: *const u32) -> Self::Quad;
+    /// Of each u32, the low and then the high halves of its four bytes.
+    ///
+    /// # Safety
+    /// `from` points at sixteen u32.
+    unsafe fn load_nibbles(self, from: *const u32) -> [Self::Quad; 2];
+    /// `acc` plus the four products of `w` with one row's i8, the same for every column. Nothing saturates.
+    ///
+    /// # Safety
+    /// `x` points at [`Simd::QUAD_UNITS`] u32.
+    unsafe fn dot_quad(self, acc: Self::I, w: Self::Quad, x: *const u32) -> Self::I;
 
     /// Asks for the cache line at `from`, which need not be valid memory.
     fn prefetch(self, from: *const u32);
@@ -174,6 +203,59 @@ mod tests {
         }
     }
 
+    /// Widens and rounds back.
+    struct Half([u16; 16]);
+    impl Kernel for Half {
+        type Output = ([f32; 16], [u16; 16]);
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> ([f32; 16], [u16; 16]) {
+            let (mut wide, mut bits) = ([0.0; 16], [0; 16]);
+            let v = s.load_f16(&self.0);
+            s.store(v, &mut wide);
+            s.store_f16(v, &mut bits);
+            (wide, bits)
+        }
+    }
+
+    struct RoundHalf([f32; 16]);
+    impl Kernel for RoundHalf {
+        type Output = [u16; 16];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [u16; 16] {
+            let mut out = [0; 16];
+            s.store_f16(s.load(&self.0), &mut out);
+            out
+        }
+    }
+
+    /// Sixteen columns of four bytes times one row's four, and of eight nibbles times the same row's four twice.
+    struct Dots([u32; 16], [i8; 4]);
+    impl Kernel for Dots {
+        type Output = [[f32; 16]; 2];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [[f32; 16]; 2] {
+            let x = self.1.map(|x| i16::from(x) as u16);
+            let x = match S::QUAD_UNITS {
+                1 => [u32::from_le_bytes(self.1.map(|x| x as u8)), 0],
+                _ => [0, 1].map(|i| u32::from(x[i]) | u32::from(x[i + 2]) << 16),
+            };
+            let mut out = [[0.0; 16]; 2];
+            // SAFETY: sixteen words, and as many of `x` as there are units.
+            let (bytes, nibbles) = unsafe {
+                let acc = s.splat_i32(-7);
+                let [low, high] = s.load_nibbles(self.0.as_ptr());
+                let low = s.dot_quad(acc, low, x.as_ptr());
+                (
+                    s.dot_quad(acc, s.load_quad(self.0.as_ptr()), x.as_ptr()),
+                    s.dot_quad(low, high, x.as_ptr()),
+                )
+            };
+            s.store(s.to_f32(bytes), &mut out[0]);
+            s.store(s.to_f32(nibbles), &mut out[1]);
+            out
+        }
+    }
+
     struct Largest([f32; 16]);
     impl Kernel for Largest {
         type Output = f32;
@@ -214,7 +296,61 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_f16_is_widened_exactly_and_comes_back() {
+        for first in (0..=u16::MAX).step_by(16) {
+            let bits: [u16; 16] = std::array::from_fn(|lane| first + lane as u16);
+            for isa in Isa::available() {
+                let (wide, back) = isa.run(Half(bits));
+                for lane in 0..16 {
+                    let expected = half::f16::from_bits(bits[lane]).to_f32();
+                    if expected.is_nan() {
+                        assert!(wide[lane].is_nan() && half::f16::from_bits(back[lane]).is_nan());
+                    } else {
+                        assert_eq!(wide[lane].to_bits(), expected.to_bits(), "{isa:?}");
+                        assert_eq!(back[lane], bits[lane], "{isa:?}");
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn rounding_to_f16_is_that_of_the_half_crate(bits: [u32; 16], near_one: [u16; 16]) {
+            let wide = bits.map(f32::from_bits);
+            // Most bit patterns are beyond the range of f16; these are within it.
+            let near = near_one.map(|x| 1.0 + f32::from(x) / 1_048_576.0);
+            for lanes in [wide, near] {
+                for isa in Isa::available() {
+                    for (found, x) in isa.run(RoundHalf(lanes)).iter().zip(lanes) {
+                        let expected = half::f16::from_f32(x);
+                        let found = half::f16::from_bits(*found);
+                        prop_assert!(
+                            found.to_bits() == expected.to_bits() || found.is_nan() && x.is_nan(),
+                            "{isa:?} {x}: {found}"
+                        );
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn products_of_bytes_are_exact(words: [u32; 16], x: [i8; 4]) {
+            let products = |bytes: [u8; 4]| -> i32 {
+                bytes.iter().zip(x).map(|(w, x)| i32::from(*w) * i32::from(x)).sum()
+            };
+            for isa in Isa::available() {
+                let [bytes, nibbles] = isa.run(Dots(words, x));
+                for lane in 0..16 {
+                    let w = words[lane].to_le_bytes();
+                    prop_assert_eq!(bytes[lane], (products(w) - 7) as f32);
+                    let halves = products(w.map(|w| w & 15)) + products(w.map(|w| w >> 4));
+                    prop_assert_eq!(nibbles[lane], (halves - 7) as f32);
+                }
+            }
+        }
+
         #[test]
         fn rounding_to_bf16_is_that_of_the_half_crate(bits: [u32; 16]) {
             let lanes = bits.map(f32::from_bits);
