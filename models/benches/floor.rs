@@ -9,6 +9,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use volley_models::Member;
 use volley_models::kernels::Arena;
 
 const WORDS: usize = 1 << 28;
@@ -16,7 +17,8 @@ const ROUNDS: usize = 12;
 
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut arena = Arena::new(4 * WORDS);
+    let mut crew = Member::alone();
+    let mut arena = Arena::new(4 * WORDS, &mut crew);
     let mut words = arena.block(WORDS);
     words.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
     println!("{:>8}  {:>12}  {}", "threads", "reads GB/s", "products G/s");

@@ -118,7 +118,8 @@ fn products(criterion: &mut Criterion<ThreadTime>) {
         for (n, k) in [(1024, 1024), (3584, 1024), (1024, 1792), (8192, 1024)] {
             let one = PackedMatrix::bytes(kind, n, k).expect("small");
             let copies = ROTATION_BYTES / one;
-            let mut arena = Arena::new(one * copies);
+            let mut crew = Member::alone();
+            let mut arena = Arena::new(one * copies, &mut crew);
             let view = view(n, k);
             let weights: Vec<_> = (0..copies)
                 .map(|_| PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view)))
@@ -278,7 +279,8 @@ fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
                 .map(|x| half::bf16::from_f32(*x).to_bits())
                 .collect();
             // In huge pages, as the module's cache is.
-            let mut arena = Arena::new(8 * elements);
+            let mut crew = Member::alone();
+            let mut arena = Arena::new(8 * elements, &mut crew);
             let blocks_of_both = [(); 2].map(|()| {
                 let mut block = arena.block(elements * dtype.bytes() / 4);
                 match dtype {

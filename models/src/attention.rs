@@ -112,14 +112,14 @@ impl AttentionModule {
     pub fn load(
         source: &dyn WeightSource,
         options: AttentionOptions,
-        crew: Member,
+        mut crew: Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
         Self::memory(spec, options)?;
         let limits = Limits::new(spec, &options).expect("counted by `memory`");
         Ok(AttentionModule {
-            weights: DenseWeights::load(source, options.isa, options.dtype, progress)?,
+            weights: DenseWeights::load(source, options.isa, options.dtype, &mut crew, progress)?,
             rope: RopeTable::new(&spec.rope, spec.head_dim, limits.max_positions),
             cache: KvCache::new(
                 options.isa,
@@ -127,6 +127,7 @@ impl AttentionModule {
                 options.dtype,
                 options.kv_blocks,
                 options.block_tokens,
+                &mut crew,
             ),
             scratch: Scratch::new(options.isa, spec, options.max_rows, &crew),
             crew,

@@ -77,7 +77,7 @@ impl ExpertModule {
         source: &dyn WeightSource,
         experts: &[u16],
         options: ExpertOptions,
-        crew: Member,
+        mut crew: Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
@@ -97,7 +97,7 @@ impl ExpertModule {
             });
         }
         let total_bytes = Self::memory(spec, experts.len(), options)?.weights;
-        let mut arena = Arena::new(total_bytes);
+        let mut arena = Arena::new(total_bytes, &mut crew);
         let mut layers: Vec<Option<Vec<GatedFfn>>> = spec.layers.iter().map(|_| None).collect();
         for layer in spec.moe_layers() {
             let mut packed = Vec::with_capacity(experts.len());

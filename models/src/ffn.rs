@@ -28,7 +28,7 @@ impl GatedFfn {
     }
 
     pub(crate) fn pack(
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: ComputeType,
         gate: MatrixView<'_>,
         up: MatrixView<'_>,

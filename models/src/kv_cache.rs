@@ -8,7 +8,7 @@
 use std::marker::PhantomData;
 
 use crate::ModelSpec;
-use crate::crew::Parts;
+use crate::crew::{Member, Parts};
 use crate::dtype::ComputeType;
 use crate::kernels::{
     Arena, ArenaBlock, Isa, KvSlice, TILE_POSITIONS, bf16_bits, padded, round_to_bf16,
@@ -45,6 +45,7 @@ impl KvCache {
         dtype: ComputeType,
         blocks: usize,
         block_tokens: usize,
+        crew: &mut Member,
     ) -> Self {
         let bytes = Self::bytes(spec, dtype, blocks, block_tokens).expect("sizes were checked");
         let shape = Shape {
@@ -55,7 +56,7 @@ impl KvCache {
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
         };
-        let mut arena = Arena::new(bytes);
+        let mut arena = Arena::new(bytes, crew);
         let [keys, values] = words(spec, dtype, blocks, block_tokens).expect("sizes were checked");
         let layers = (0..spec.layers.len())
             .map(|_| LayerCache {

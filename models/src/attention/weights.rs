@@ -1,6 +1,7 @@
 //! The packed weights of an attention worker, and how many bytes they are.
 
 use crate::ModelSpec;
+use crate::crew::Member;
 use crate::dtype::ComputeType;
 use crate::ffn::GatedFfn;
 use crate::kernels::{Arena, ArenaBlock, Isa, PackedMatrix, WeightType, round_to_bf16, widen_bf16};
@@ -86,14 +87,15 @@ impl DenseWeights {
         source: &dyn WeightSource,
         isa: Isa,
         dtype: ComputeType,
+        crew: &mut Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
         let (total_bytes, _) = Self::bytes(spec, dtype).ok_or(ModuleError::TooLarge {
             what: "the dense weights",
         })?;
-        let mut arena = Arena::new(total_bytes);
-        let mut report = |arena: &Arena| {
+        let mut arena = Arena::new(total_bytes, crew);
+        let mut report = |arena: &Arena<'_>| {
             progress(Progress {
                 packed_bytes: arena.used_bytes(),
                 total_bytes,
@@ -146,7 +148,7 @@ impl DenseWeights {
 impl LayerWeights {
     fn load(
         source: &dyn WeightSource,
-        arena: &mut Arena,
+        arena: &mut Arena<'_>,
         dtype: ComputeType,
         layer: usize,
     ) -> Result<Self, ModuleError> {

@@ -3,21 +3,27 @@
 //! Streaming weights from 4 KiB pages costs a third of the memory bandwidth or more, and an expert's matrix is too small for a
 //! mapping of its own; so a module sums the sizes of what it will pack, makes one [`Arena`] and cuts blocks from it.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use memmap2::MmapMut;
+
+use crate::crew::{Chunks, Member};
+
 /// Size of a huge page on the machines we know.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Size of the smallest page on any machine.
+const PAGE_BYTES: usize = 4 << 10;
 /// Blocks begin at multiples of this: a cache line.
 const BLOCK_ALIGN_BYTES: usize = 64;
 
-/// A region that blocks are cut from, front to back; nothing goes back into it.
+/// A region that blocks are cut from, front to back, and the crew that fills them; nothing goes back into it.
 #[derive(Debug)]
-pub struct Arena {
+pub struct Arena<'c> {
     region: Arc<Region>,
     used: usize,
+    crew: &'c mut Member,
 }
 
 /// A block of zero-initialised u32 that keeps its arena's region alive.
@@ -28,15 +34,21 @@ pub struct ArenaBlock {
     len: usize,
 }
 
-impl Arena {
+impl<'c> Arena<'c> {
     /// A region of `bytes` bytes, zeroed: all of it is resident when this returns.
     ///
     /// Sizes come from a module's checked estimate; like every allocation, it aborts where memory is out.
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize, crew: &'c mut Member) -> Self {
         Arena {
-            region: Arc::new(Region::new(bytes)),
+            region: Arc::new(Region::new(bytes, crew)),
             used: 0,
+            crew,
         }
+    }
+
+    /// Who fills it.
+    pub fn crew(&mut self) -> &mut Member {
+        self.crew
     }
 
     /// Bytes that a block of `len` u32 takes in an arena.
@@ -52,10 +64,10 @@ impl Arena {
     pub fn block(&mut self, len: usize) -> ArenaBlock {
         let bytes = Self::block_bytes(len).expect("a block's size fits the address space");
         assert!(
-            bytes <= self.region.layout.size() - self.used,
+            bytes <= self.region.bytes - self.used,
             "arena of {} bytes has {} left, and a block of {bytes} was asked for",
-            self.region.layout.size(),
-            self.region.layout.size() - self.used,
+            self.region.bytes,
+            self.region.bytes - self.used,
         );
         // SAFETY: `used` is within the region, by the assertion of this and earlier calls.
         let first = unsafe { self.region.first.add(self.used) };
@@ -97,34 +109,35 @@ unsafe impl Sync for ArenaBlock {}
 #[derive(Debug)]
 struct Region {
     first: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
+    /// Keeps the memory; its content is only touched through `first`.
+    _map: MmapMut,
 }
 
 impl Region {
-    fn new(bytes: usize) -> Self {
-        let align = if bytes >= HUGE_PAGE_BYTES {
-            HUGE_PAGE_BYTES
-        } else {
-            BLOCK_ALIGN_BYTES
-        };
-        let layout = Layout::from_size_align(bytes.max(BLOCK_ALIGN_BYTES), align)
-            .expect("a region's size fits the address space");
-        // Not `alloc_zeroed`: that would touch the pages before huge ones could be asked for.
-        // SAFETY: the size is not zero.
-        let Some(first) = NonNull::new(unsafe { alloc(layout) }) else {
-            handle_alloc_error(layout);
-        };
-        ask_for_huge_pages(first, layout.size());
-        // SAFETY: freshly allocated, of this size.
-        unsafe { first.as_ptr().write_bytes(0, layout.size()) };
-        Region { first, layout }
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; every block holds an `Arc` of the region.
-        unsafe { dealloc(self.first.as_ptr(), self.layout) };
+    fn new(bytes: usize, crew: &mut Member) -> Self {
+        let bytes = bytes.max(BLOCK_ALIGN_BYTES);
+        let huge = bytes >= HUGE_PAGE_BYTES;
+        // A mapping of our own rather than the allocator's memory: the system zeroes it, and nobody has touched it before huge pages are asked for.
+        let slack = if huge { HUGE_PAGE_BYTES } else { 0 };
+        let mut map = MmapMut::map_anon(bytes + slack)
+            .unwrap_or_else(|error| panic!("memory for {bytes} bytes of weights: {error}"));
+        if huge {
+            ask_for_huge_pages(&map);
+        }
+        let start = map.as_ptr().align_offset(if huge { HUGE_PAGE_BYTES } else { BLOCK_ALIGN_BYTES });
+        let place = &mut map[start..start + bytes];
+        crew.each(Chunks::new(place, HUGE_PAGE_BYTES), |_, chunk, _| {
+            for page in chunk.chunks_mut(PAGE_BYTES) {
+                page[0] = 0;
+            }
+        });
+        let first = NonNull::from(place).cast();
+        Region {
+            first,
+            bytes,
+            _map: map,
+        }
     }
 }
 
@@ -134,17 +147,13 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 #[cfg(target_os = "linux")]
-fn ask_for_huge_pages(first: NonNull<u8>, bytes: usize) {
-    if bytes < HUGE_PAGE_BYTES {
-        return;
-    }
+fn ask_for_huge_pages(map: &MmapMut) {
     // A refusal costs speed and nothing else.
-    // SAFETY: the range is ours, and the advice changes no content.
-    unsafe { libc::madvise(first.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    let _ = map.advise(memmap2::Advice::HugePage);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: NonNull<u8>, _: usize) {}
+fn ask_for_huge_pages(_: &MmapMut) {}
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +161,8 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_zeroed_disjoint_and_outlive_the_arena() {
-        let mut arena = Arena::new(3 * HUGE_PAGE_BYTES);
+        let mut crew = Member::alone();
+        let mut arena = Arena::new(3 * HUGE_PAGE_BYTES, &mut crew);
         let mut a = arena.block(5);
         let b = arena.block(1000);
         assert_eq!(arena.used_bytes(), 64 + 4032);
@@ -166,7 +176,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "has 64 left")]
     fn a_block_too_many_is_refused() {
-        let mut arena = Arena::new(128);
+        let mut crew = Member::alone();
+        let mut arena = Arena::new(128, &mut crew);
         let _first = arena.block(16);
         let _second = arena.block(17);
     }

@@ -466,7 +466,8 @@ mod tests {
     /// A random matrix of a type, and its weights as they were rounded, `[n, k]`.
     fn packed(kind: WeightType, n: usize, k: usize, seed: u64) -> (PackedMatrix, Vec<f32>) {
         let view = matrix(&mut Random::new(seed), n, k, 1.0, ElementType::F32, false);
-        let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+        let mut crew = Member::alone();
+        let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap(), &mut crew);
         let packed = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
         let mut dense = vec![0.0; n * k];
         for (row, place) in dense.chunks_exact_mut(k).enumerate() {
@@ -655,7 +656,8 @@ mod tests {
         let x = Random::new(2).values(m * k, 1.0);
         for isa in Isa::available() {
             let results = [WeightType::F16, WeightType::F32].map(|kind| {
-                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+                let mut crew = Member::alone();
+                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap(), &mut crew);
                 let w = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
                 let mut out = vec![0.0; m * n];
                 product(isa, &w, &x, m, Start::Zero, &mut out);
@@ -672,7 +674,8 @@ mod tests {
             for broken in [f32::NAN, f32::INFINITY] {
                 let mut view = matrix(&mut Random::new(1), n, k, 1.0, ElementType::F32, false);
                 view.data.to_mut()[(7 * k + 70) * 4..][..4].copy_from_slice(&broken.to_le_bytes());
-                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap());
+                let mut crew = Member::alone();
+                let mut arena = Arena::new(PackedMatrix::bytes(kind, n, k).unwrap(), &mut crew);
                 let w = PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&view));
                 let mut x = Random::new(2).values(m * k, 1.0);
                 x[3 * k + 99] = broken;

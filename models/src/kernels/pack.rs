@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::crew::Chunks;
 use crate::weights::{ElementType, MatrixView};
 
 use super::Isa;
@@ -98,7 +99,7 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// When the views differ in `k`, or the arena is too small.
-    pub fn pack(arena: &mut Arena, kind: WeightType, views: &[MatrixView<'_>]) -> Self {
+    pub fn pack(arena: &mut Arena<'_>, kind: WeightType, views: &[MatrixView<'_>]) -> Self {
         let k = views.first().map_or(0, |view| view.cols);
         let n: usize = views.iter().map(|view| view.rows).sum();
         assert!(
@@ -107,17 +108,28 @@ impl PackedMatrix {
         );
         let panel_words = kind.steps(k) * kind.step_words();
         let mut data = arena.block(n.div_ceil(PANEL_COLUMNS) * panel_words);
-        let mut column = 0;
-        for view in views {
-            Isa::detect().run(Pack {
-                data: &mut data,
-                kind,
-                panel_words,
-                column,
-                view,
-            });
-            column += view.rows;
-        }
+        let isa = Isa::detect();
+        let per_piece = (PIECE_WORDS / panel_words.max(1)).max(1);
+        let pieces = Chunks::new(&mut data[..], (per_piece * panel_words).max(1));
+        arena.crew().each(pieces, |piece, data, _| {
+            let columns = piece * per_piece * PANEL_COLUMNS..(piece + 1) * per_piece * PANEL_COLUMNS;
+            let mut first = 0;
+            for view in views {
+                let end = first + view.rows;
+                let ours = columns.start.max(first)..columns.end.min(end);
+                if !ours.is_empty() {
+                    isa.run(Pack {
+                        data,
+                        kind,
+                        panel_words,
+                        column: ours.start - columns.start,
+                        view,
+                        rows: ours.start - first..ours.end - first,
+                    });
+                }
+                first = end;
+            }
+        });
         PackedMatrix { data, kind, n, k }
     }
 
@@ -183,6 +195,9 @@ impl PackedMatrix {
     }
 }
 
+/// Words that a thread packs at a time: some tens of microseconds' worth.
+const PIECE_WORDS: usize = 64 << 10;
+
 /// Inputs that are packed of every column before the next ones: what they become (16 KiB in f32) stays in the first-level
 /// cache. A whole number of steps of every type.
 const BLOCK_INPUTS: usize = 128;
@@ -190,13 +205,14 @@ const BLOCK_INPUTS: usize = 128;
 /// Some inputs of a panel's rows as f32, zeros beyond those that there are.
 type Block = [[f32; BLOCK_INPUTS]; PANEL_COLUMNS];
 
-/// Packs a view whose first row is column `column`.
+/// Packs rows of a view, the first of which is column `column` of the first panel of `data`.
 struct Pack<'a, 'b> {
     data: &'a mut [u32],
     kind: WeightType,
     panel_words: usize,
     column: usize,
     view: &'a MatrixView<'b>,
+    rows: Range<usize>,
 }
 
 impl Kernel for Pack<'_, '_> {
@@ -206,11 +222,12 @@ impl Kernel for Pack<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         let mut block: Block = [[0.0; BLOCK_INPUTS]; PANEL_COLUMNS];
         let block_steps = self.kind.steps(BLOCK_INPUTS);
-        let mut row = 0;
-        while row < self.view.rows {
-            let column = (self.column + row) % PANEL_COLUMNS;
-            let rows = row..self.view.rows.min(row + PANEL_COLUMNS - column);
-            let panel = (self.column + row) / PANEL_COLUMNS * self.panel_words;
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let place = self.column + row - self.rows.start;
+            let column = place % PANEL_COLUMNS;
+            let rows = row..self.rows.end.min(row + PANEL_COLUMNS - column);
+            let panel = place / PANEL_COLUMNS * self.panel_words;
             let panel = &mut self.data[panel..][..self.panel_words];
             let steps = panel.chunks_mut(block_steps * self.kind.step_words());
             for (index, steps) in steps.enumerate() {
@@ -357,6 +374,7 @@ fn write_groups<S: Simd, Q: Quantized>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crew::Member;
     use crate::testing::{Random, matrix};
     use proptest::prelude::*;
 
@@ -375,7 +393,8 @@ mod tests {
             for kind in WeightType::ALL {
                 let n = sizes.iter().sum();
                 let bytes = PackedMatrix::bytes(kind, n, k).unwrap();
-                let mut arena = Arena::new(bytes);
+                let mut crew = Member::alone();
+                let mut arena = Arena::new(bytes, &mut crew);
                 let packed = PackedMatrix::pack(&mut arena, kind, &views);
                 prop_assert_eq!(arena.used_bytes(), bytes);
                 let mut row = vec![0.0; k];
