@@ -99,7 +99,16 @@ impl ExpertModule {
         let total_bytes = Self::memory(spec, experts.len(), options)?.weights;
         let mut arena = Arena::new(total_bytes, &mut crew);
         let mut layers: Vec<Option<Vec<GatedFfn>>> = spec.layers.iter().map(|_| None).collect();
-        for layer in spec.moe_layers() {
+        let prefetch = |layer: usize| {
+            let tensors = |expert: &u16| {
+                ExpertTensor::ALL.map(|which| TensorId::Expert(layer, usize::from(*expert), which))
+            };
+            experts.iter().flat_map(tensors).for_each(|id| source.prefetch(id));
+        };
+        spec.moe_layers().take(1).for_each(prefetch);
+        for (layer, next) in spec.moe_layers().zip(spec.moe_layers().skip(1).map(Some).chain([None])) {
+            // Read while this layer is packed.
+            next.into_iter().for_each(prefetch);
             let mut packed = Vec::with_capacity(experts.len());
             for expert in experts {
                 let tensor =

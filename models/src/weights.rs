@@ -310,4 +310,7 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// When the tensor is absent, of another shape or of an element type that is not read.
     fn tensor(&self, id: TensorId) -> Result<MatrixView<'_>, WeightError>;
+
+    /// Says that a tensor will be asked for soon, so that a source on disk can begin to read it. Nothing need come of it.
+    fn prefetch(&self, _id: TensorId) {}
 }

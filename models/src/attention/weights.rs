@@ -101,6 +101,9 @@ impl DenseWeights {
                 total_bytes,
             });
         };
+        for first in [TensorId::Head, TensorId::Embedding] {
+            source.prefetch(first);
+        }
         let head = PackedMatrix::pack(
             &mut arena,
             dtype.weights(),
@@ -116,6 +119,10 @@ impl DenseWeights {
         report(&arena);
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in 0..spec.layers.len() {
+            // Read while this layer is packed.
+            for tensor in DenseTensor::ALL {
+                source.prefetch(TensorId::Dense(layer + 1, tensor));
+            }
             layers.push(LayerWeights::load(source, &mut arena, dtype, layer)?);
             report(&arena);
         }

@@ -1,8 +1,16 @@
 //! The bytes of one checkpoint file: mapped from disk, or in memory already.
 #![allow(unsafe_code)]
 
-use std::{fs::File, io, ops::Deref, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    path::Path,
+    sync::Arc,
+};
 
+#[cfg(unix)]
+use memmap2::Advice;
 use memmap2::Mmap;
 
 use super::CheckpointError;
@@ -50,6 +58,19 @@ impl Deref for FileBytes {
             FileBytes::Memory(WeightBytes::Static(bytes)) => bytes,
             FileBytes::Memory(WeightBytes::Shared(bytes)) => bytes,
         }
+    }
+}
+
+impl FileBytes {
+    /// Lets the system begin to read a part, where it is on disk.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let FileBytes::Mapped(map) = self {
+            // A refusal costs speed and nothing else.
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.len());
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 

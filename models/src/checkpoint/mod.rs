@@ -259,6 +259,14 @@ impl WeightSource for Checkpoint {
         &self.spec
     }
 
+    fn prefetch(&self, id: TensorId) {
+        if id.shape(&self.spec).is_some()
+            && let Ok((_, stored, file, _)) = self.find(id)
+        {
+            self.files[file].bytes.prefetch(stored.begin..stored.end);
+        }
+    }
+
     fn tensor(&self, id: TensorId) -> Result<MatrixView<'_>, WeightError> {
         let (rows, cols) = id.shape(&self.spec).ok_or(WeightError::Absent { id })?;
         let (place, stored, file, element) = self.find(id)?;
