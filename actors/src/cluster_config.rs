@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use volley_models::{
     AttentionModule, AttentionOptions, ComputeType, ExpertModule, ExpertOptions, Isa, ModelSpec,
+    Quantization,
 };
 use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
@@ -22,8 +23,10 @@ pub struct ClusterConfig {
     pub expert_workers: u16,
     /// Micro-batches in flight (m).
     pub micro_batches: u8,
-    /// Type of weights, KV cache and frames.
+    /// Type of KV cache and frames, and of weights unless they are quantised.
     pub dtype: ComputeType,
+    /// What weights are quantised to while they are loaded, if at all.
+    pub quantize: Option<Quantization>,
     /// Longest sequence, prompt and output together, in tokens.
     pub context: u32,
     /// Tokens of one KV block.
@@ -52,6 +55,7 @@ impl ClusterConfig {
             expert_workers: 1,
             micro_batches: 2,
             dtype: ComputeType::for_stored(spec.stored_as),
+            quantize: None,
             context,
             block_tokens,
             kv_blocks: 8 * context.div_ceil(block_tokens),
@@ -60,6 +64,14 @@ impl ClusterConfig {
             max_waiting: 1024,
             peer_deadline: Duration::from_secs(30),
             timeline_spans: 0,
+        }
+    }
+
+    /// What it computes in, for messages: `bf16`, or `bf16 with q4 weights`.
+    pub fn precision(&self) -> String {
+        match self.quantize {
+            None => self.dtype.to_string(),
+            Some(quantization) => format!("{} with {quantization} weights", self.dtype),
         }
     }
 
@@ -185,6 +197,7 @@ impl ClusterConfig {
     pub(crate) fn attention_options(&self) -> AttentionOptions {
         AttentionOptions {
             dtype: self.dtype,
+            quantize: self.quantize,
             isa: Isa::detect(),
             kv_blocks: self.kv_blocks as usize,
             block_tokens: self.block_tokens as usize,
@@ -197,6 +210,7 @@ impl ClusterConfig {
         let max_rows = merged.min(EXPERT_ROWS) as usize;
         ExpertOptions {
             dtype: self.dtype,
+            quantize: self.quantize,
             isa: Isa::detect(),
             max_rows,
         }

@@ -1,8 +1,7 @@
 //! The gated feed-forward part that experts and dense layers share: `down(silu(gate(x)) * up(x))`.
 
-use crate::dtype::ComputeType;
 use crate::kernels::{
-    Arena, Isa, MatrixMut, PackedMatrix, PackedRows, Rows, Start, gated_silu, gemm,
+    Arena, Isa, MatrixMut, PackedMatrix, PackedRows, Rows, Start, WeightType, gated_silu, gemm,
 };
 use crate::weights::MatrixView;
 
@@ -15,21 +14,21 @@ pub(crate) struct GatedFfn {
 
 impl GatedFfn {
     /// Bytes in an arena for `hidden` inputs and outputs and `width` between; nothing if that overflows.
-    pub(crate) fn bytes(dtype: ComputeType, hidden: usize, width: usize) -> Option<usize> {
-        let gate_up = PackedMatrix::bytes(dtype.weights(), width.checked_mul(2)?, hidden)?;
-        gate_up.checked_add(PackedMatrix::bytes(dtype.weights(), hidden, width)?)
+    pub(crate) fn bytes(kind: WeightType, hidden: usize, width: usize) -> Option<usize> {
+        let gate_up = PackedMatrix::bytes(kind, width.checked_mul(2)?, hidden)?;
+        gate_up.checked_add(PackedMatrix::bytes(kind, hidden, width)?)
     }
 
     pub(crate) fn pack(
         arena: &mut Arena,
-        dtype: ComputeType,
+        kind: WeightType,
         gate: MatrixView<'_>,
         up: MatrixView<'_>,
         down: MatrixView<'_>,
     ) -> Self {
         GatedFfn {
-            gate_up: PackedMatrix::pack(arena, dtype.weights(), &[gate, up]),
-            down: PackedMatrix::pack(arena, dtype.weights(), &[down]),
+            gate_up: PackedMatrix::pack(arena, kind, &[gate, up]),
+            down: PackedMatrix::pack(arena, kind, &[down]),
         }
     }
 

@@ -38,7 +38,7 @@ pub use checkpoint::{
     Checkpoint, CheckpointError, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, WeightBytes,
 };
 pub use config::{ConfigError, GenerationDefaults, limits, parse_config};
-pub use dtype::ComputeType;
+pub use dtype::{ComputeType, Quantization};
 pub use dummy::DummyWeights;
 pub use expert::{ExpertModule, ExpertOptions};
 pub use kernels::{InstructionSet, Isa, UnsupportedIsa};

@@ -27,6 +27,7 @@ pub fn config(shape: (u16, u16, u8), dtype: ComputeType) -> ClusterConfig {
         expert_workers: shape.1,
         micro_batches: shape.2,
         dtype,
+        quantize: None,
         context: 256,
         block_tokens: 16,
         kv_blocks: 64,
