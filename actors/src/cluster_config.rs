@@ -4,7 +4,8 @@ use std::num::NonZero;
 use std::time::Duration;
 
 use volley_models::{
-    AttentionModule, AttentionOptions, ComputeType, Crew, ExpertModule, ExpertOptions, Isa, ModelSpec,
+    AttentionModule, AttentionOptions, ComputeType, Crew, ExpertModule, ExpertOptions, Isa,
+    ModelSpec, Quantization,
 };
 use volley_transports::{Element, Epoch, ExchangeShape, Placement};
 
@@ -30,8 +31,10 @@ pub struct ClusterConfig {
     pub micro_batch_rows: u32,
     /// Threads that compute. Each worker has one; those beyond help whoever has work.
     pub threads: usize,
-    /// Type of weights, KV cache and frames.
+    /// Type of KV cache and frames, and of weights unless they are quantised.
     pub dtype: ComputeType,
+    /// What weights are quantised to while they are loaded, if at all.
+    pub quantize: Option<Quantization>,
     /// Longest sequence, prompt and output together, in tokens.
     pub context: u32,
     /// Tokens of one KV block.
@@ -62,6 +65,7 @@ impl ClusterConfig {
             micro_batch_rows: Self::filling_rows(spec),
             threads: Self::cores(),
             dtype: ComputeType::for_stored(spec.stored_as),
+            quantize: None,
             context,
             block_tokens,
             kv_blocks: 8 * context.div_ceil(block_tokens),
@@ -81,6 +85,14 @@ impl ClusterConfig {
     /// Cores of this machine that this process may use.
     pub fn cores() -> usize {
         std::thread::available_parallelism().map_or(1, NonZero::get)
+    }
+
+    /// What it computes in, for messages: `bf16`, or `bf16 with q4 weights`.
+    pub fn precision(&self) -> String {
+        match self.quantize {
+            None => self.dtype.to_string(),
+            Some(quantization) => format!("{} with {quantization} weights", self.dtype),
+        }
     }
 
     /// Checks the numbers against each other and the model.
@@ -217,6 +229,7 @@ impl ClusterConfig {
     pub(crate) fn attention_options(&self) -> AttentionOptions {
         AttentionOptions {
             dtype: self.dtype,
+            quantize: self.quantize,
             isa: Isa::detect(),
             kv_blocks: self.kv_blocks as usize,
             block_tokens: self.block_tokens as usize,
@@ -230,6 +243,7 @@ impl ClusterConfig {
         let max_rows = merged.min(EXPERT_ROWS) as usize;
         ExpertOptions {
             dtype: self.dtype,
+            quantize: self.quantize,
             isa: Isa::detect(),
             max_rows,
         }

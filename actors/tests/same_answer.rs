@@ -6,15 +6,17 @@ mod common;
 use std::time::Duration;
 
 use common::{Answer, ask, config, join_all, model, request, start};
-use volley_actors::{FinishReason, Request};
-use volley_models::ComputeType;
+use volley_actors::{ClusterConfig, FinishReason, Request};
+use volley_models::{ComputeType, Quantization};
 
 #[tokio::test]
 async fn bit_identical_over_workers_micro_batches_and_company() {
-    for (name, dtype) in [
-        ("tiny-mixtral", ComputeType::F32),
-        ("tiny-qwen3moe", ComputeType::Bf16),
-        ("tiny-dbrx", ComputeType::F32),
+    for (name, dtype, quantize) in [
+        ("tiny-mixtral", ComputeType::F32, None),
+        ("tiny-qwen3moe", ComputeType::Bf16, None),
+        ("tiny-dbrx", ComputeType::F32, None),
+        ("tiny-mixtral", ComputeType::F32, Some(Quantization::Q8)),
+        ("tiny-qwen3moe", ComputeType::Bf16, Some(Quantization::Q4)),
     ] {
         let model = model(name);
         let requests: Vec<Request> = (0..6)
@@ -29,7 +31,11 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
             (1, 4, 2),
             (2, 9, 2),
         ] {
-            let cluster = start(&model, config(workers, dtype), None);
+            let config = ClusterConfig {
+                quantize,
+                ..config(workers, dtype)
+            };
+            let cluster = start(&model, config, None);
             let mut alone = Vec::new();
             for request in &requests {
                 alone.push(ask(&cluster, request.clone()).await);
@@ -40,7 +46,7 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
                 assert_eq!(answer.logprobs.len(), answer.tokens.len());
             }
             let expected = reference.get_or_insert(alone.clone());
-            assert_eq!(&alone, expected, "{name} {workers:?} alone");
+            assert_eq!(&alone, expected, "{name} {quantize:?} {workers:?} alone");
 
             // And all at once, among 26 others.
             let others = (10..36).map(|i| request(i, 1 + i % 40, model.spec().vocab));
@@ -49,7 +55,10 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
                 .map(|request| ask(&cluster, request.clone()));
             let others = others.map(|other| ask(&cluster, other));
             let (together, others) = tokio::join!(join_all(ours), join_all(others));
-            assert_eq!(&together, expected, "{name} {workers:?} in company");
+            assert_eq!(
+                &together, expected,
+                "{name} {quantize:?} {workers:?} in company"
+            );
             assert_eq!(others.len(), 26);
             cluster.shutdown(Duration::from_secs(5));
         }

@@ -19,8 +19,9 @@ use volley_models::kernels::{
 };
 use volley_models::{
     Activation, Architecture, AttentionModule, AttentionOptions, ComputeType, ElementType,
-    ExpertModule, ExpertOptions, FfnKind, LayerSpec, MatrixView, Member, ModelSpec, Norm, Rope,
-    RopeScaling, SequenceSlice, SpecialTokens, TensorId, WeightError, WeightSource,
+    ExpertModule, ExpertOptions, FfnKind, LayerSpec, MatrixView, Member, ModelSpec, Norm,
+    Quantization, Rope, RopeScaling, SequenceSlice, SpecialTokens, TensorId, WeightError,
+    WeightSource,
 };
 
 /// Bytes of weights that products rotate over: well beyond any cache.
@@ -113,7 +114,8 @@ fn quick<'a>(
 
 fn products(criterion: &mut Criterion<ThreadTime>) {
     let isa = Isa::detect();
-    for (name, kind, bytes) in [("f32", WeightType::F32, 4), ("bf16", WeightType::Bf16, 2)] {
+    for kind in WeightType::ALL {
+        let name = format!("{kind:?}").to_lowercase();
         let mut group = quick(criterion, &format!("gemm/{name}"));
         for (n, k) in [(1024, 1024), (3584, 1024), (1024, 1792), (8192, 1024)] {
             let one = PackedMatrix::bytes(kind, n, k).expect("small");
@@ -131,7 +133,7 @@ fn products(criterion: &mut Criterion<ThreadTime>) {
                 let mut turn = 0;
                 group.throughput(Throughput::ElementsAndBytes {
                     elements: (2 * m * n * k) as u64,
-                    bytes: (n * k * bytes) as u64,
+                    bytes: one as u64,
                 });
                 group.bench_function(BenchmarkId::new(format!("{n}x{k}"), m), |bencher| {
                     bencher.iter(|| {
@@ -217,15 +219,34 @@ fn mid_mixtral(layers: usize) -> Source {
 fn experts(criterion: &mut Criterion<ThreadTime>) {
     let isa = Isa::detect();
     let layers = 3;
-    let source = mid_mixtral(layers);
+    let mut source = mid_mixtral(layers);
     let (hidden, width) = (1024, 1792);
-    for dtype in [ComputeType::F32, ComputeType::Bf16] {
-        let mut group = quick(criterion, &format!("experts/{dtype}"));
+    for (name, dtype, stored_as, quantize) in [
+        ("f32", ComputeType::F32, ElementType::F32, None),
+        ("f16", ComputeType::F32, ElementType::F16, None),
+        ("bf16", ComputeType::Bf16, ElementType::F32, None),
+        (
+            "q8",
+            ComputeType::Bf16,
+            ElementType::F32,
+            Some(Quantization::Q8),
+        ),
+        (
+            "q4",
+            ComputeType::Bf16,
+            ElementType::F32,
+            Some(Quantization::Q4),
+        ),
+    ] {
+        let mut group = quick(criterion, &format!("experts/{name}"));
+        source.0.stored_as = Some(stored_as);
         let options = ExpertOptions {
             dtype,
+            quantize,
             isa,
             max_rows: 256,
         };
+        let memory = ExpertModule::memory(&source.0, 8, options).expect("small");
         let mut module =
             ExpertModule::load(
                 &source,
@@ -243,7 +264,7 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
             let mut turn = 0;
             group.throughput(Throughput::ElementsAndBytes {
                 elements: (2 * rows * 3 * hidden * width) as u64,
-                bytes: (8 * 3 * hidden * width * dtype.bytes()) as u64,
+                bytes: (memory.weights / layers) as u64,
             });
             group.bench_function(BenchmarkId::new("8 experts", rows_per_expert), |bencher| {
                 bencher.iter(|| {
@@ -349,6 +370,7 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
         let mut group = quick(criterion, &format!("attention-module/{dtype}"));
         let options = AttentionOptions {
             dtype,
+            quantize: None,
             isa,
             kv_blocks: 1024,
             block_tokens: 16,
@@ -395,9 +417,44 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
     }
 }
 
+/// Reading a stored matrix into each type, as loading a model does. Bytes are those of the stored bf16.
+fn packing(criterion: &mut Criterion<ThreadTime>) {
+    let (n, k) = (3584, 1024);
+    let stored = MatrixView {
+        data: Cow::Owned(
+            values(n * k)
+                .iter()
+                .flat_map(|x| half::bf16::from_f32(*x).to_le_bytes())
+                .collect(),
+        ),
+        element: ElementType::Bf16,
+        ..view(n, k)
+    };
+    let mut group = quick(criterion, "pack");
+    group.throughput(Throughput::Bytes((2 * n * k) as u64));
+    for kind in WeightType::ALL {
+        let bytes = PackedMatrix::bytes(kind, n, k).expect("small");
+        let name = format!("bf16 to {kind:?}").to_lowercase();
+        group.bench_function(name, |bencher| {
+            let mut crew = Member::alone();
+            bencher.iter_custom(|rounds| {
+                let mut time = Duration::ZERO;
+                for _ in 0..rounds {
+                    let mut arena = Arena::new(bytes, &mut crew);
+                    let begin = thread_time();
+                    PackedMatrix::pack(&mut arena, kind, std::slice::from_ref(&stored));
+                    time += thread_time() - begin;
+                }
+                time
+            });
+        });
+    }
+    group.finish();
+}
+
 criterion_group!(
     name = benches;
     config = Criterion::default().with_measurement(ThreadTime).without_plots();
-    targets = products, experts, paged_attention, attention_module
+    targets = packing, products, experts, paged_attention, attention_module
 );
 criterion_main!(benches);

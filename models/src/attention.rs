@@ -16,7 +16,7 @@ use weights::{DenseWeights, LayerFfn, projections};
 
 use crate::ModelSpec;
 use crate::crew::{Chunks, Grid, Member, PerSeat};
-use crate::dtype::ComputeType;
+use crate::dtype::{ComputeType, Quantization, WeightTypes};
 use crate::ffn::FfnScratch;
 use crate::kernels::{
     AttentionScratch, Isa, MatrixMut, PANEL_COLUMNS, PackedGroup, PackedMatrix, PackedRows,
@@ -31,8 +31,10 @@ use crate::weights::WeightSource;
 /// How an [`AttentionModule`] computes, and what it has room for.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionOptions {
-    /// Type of weights and cache.
+    /// Type of the cache, and of the weights unless they are quantised.
     pub dtype: ComputeType,
+    /// What weights are quantised to, if at all.
+    pub quantize: Option<Quantization>,
     /// Instruction set of the kernels.
     pub isa: Isa,
     /// Blocks of the key/value cache.
@@ -84,7 +86,8 @@ impl AttentionModule {
     ) -> Result<MemoryEstimate, ModuleError> {
         check_options(spec, &options)?;
         let weights = || {
-            let (arena, vectors) = DenseWeights::bytes(spec, options.dtype)?;
+            let types = WeightTypes::new(spec, options.dtype, options.quantize);
+            let (arena, vectors) = DenseWeights::bytes(spec, types)?;
             let limits = Limits::new(spec, &options)?;
             arena
                 .checked_add(vectors)?
@@ -118,8 +121,9 @@ impl AttentionModule {
         let spec = source.spec();
         Self::memory(spec, options)?;
         let limits = Limits::new(spec, &options).expect("counted by `memory`");
+        let types = WeightTypes::new(spec, options.dtype, options.quantize);
         Ok(AttentionModule {
-            weights: DenseWeights::load(source, options.isa, options.dtype, &mut crew, progress)?,
+            weights: DenseWeights::load(source, types, &mut crew, progress)?,
             rope: RopeTable::new(&spec.rope, spec.head_dim, limits.max_positions),
             cache: KvCache::new(
                 options.isa,
@@ -175,7 +179,7 @@ impl AttentionModule {
     pub fn embed(&self, acts: &mut Activations) {
         let rows = acts.residual.chunks_exact_mut(self.spec.hidden);
         for (token, row) in acts.tokens.iter().zip(rows) {
-            self.weights.embed(self.options.dtype, *token, row);
+            self.weights.embed(*token, row);
         }
     }
 

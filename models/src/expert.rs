@@ -2,7 +2,7 @@
 
 use crate::ModelSpec;
 use crate::crew::Member;
-use crate::dtype::ComputeType;
+use crate::dtype::{ComputeType, Quantization, WeightTypes};
 use crate::ffn::{FfnScratch, GatedFfn};
 use crate::kernels::{Arena, Isa, Rows};
 use crate::memory::{MemoryEstimate, ModuleError, Progress};
@@ -11,8 +11,10 @@ use crate::weights::{ExpertTensor, TensorId, WeightSource};
 /// How an [`ExpertModule`] computes.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertOptions {
-    /// Type of the weights.
+    /// Type of the weights, unless they are quantised.
     pub dtype: ComputeType,
+    /// What they are quantised to, if at all.
+    pub quantize: Option<Quantization>,
     /// Instruction set of the kernels.
     pub isa: Isa,
     /// Rows that scratch is sized for. More are worked off in waves of this many.
@@ -51,8 +53,9 @@ impl ExpertModule {
         experts: usize,
         options: ExpertOptions,
     ) -> Result<MemoryEstimate, ModuleError> {
+        let kind = WeightTypes::new(spec, options.dtype, options.quantize).experts;
         let weights = || {
-            let one = GatedFfn::bytes(options.dtype, spec.hidden, spec.expert_hidden)?;
+            let one = GatedFfn::bytes(kind, spec.hidden, spec.expert_hidden)?;
             one.checked_mul(experts)?
                 .checked_mul(spec.moe_layers().count())
         };
@@ -96,6 +99,7 @@ impl ExpertModule {
                 needed: "at least 1",
             });
         }
+        let kind = WeightTypes::new(spec, options.dtype, options.quantize).experts;
         let total_bytes = Self::memory(spec, experts.len(), options)?.weights;
         let mut arena = Arena::new(total_bytes, &mut crew);
         let mut layers: Vec<Option<Vec<GatedFfn>>> = spec.layers.iter().map(|_| None).collect();
@@ -115,7 +119,7 @@ impl ExpertModule {
                     |which| source.tensor(TensorId::Expert(layer, usize::from(*expert), which));
                 packed.push(GatedFfn::pack(
                     &mut arena,
-                    options.dtype,
+                    kind,
                     tensor(ExpertTensor::Gate)?,
                     tensor(ExpertTensor::Up)?,
                     tensor(ExpertTensor::Down)?,
@@ -236,12 +240,14 @@ impl Wave {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::widen_bf16;
     use crate::testing::{Random, RandomWeights, dbrx, qwen3_moe};
     use crate::weights::ElementType;
 
     fn options(isa: Isa, dtype: ComputeType, max_rows: usize) -> ExpertOptions {
         ExpertOptions {
             dtype,
+            quantize: None,
             isa,
             max_rows,
         }
@@ -273,10 +279,33 @@ mod tests {
     #[test]
     fn ragged_groups_are_each_rows_own_expert_in_any_pieces() {
         for spec in [qwen3_moe(), dbrx()] {
-            for (element, dtype, tolerance) in [
-                (ElementType::F32, ComputeType::F32, 1e-5),
-                (ElementType::Bf16, ComputeType::Bf16, 2e-2),
+            for (element, dtype, quantize, tolerance) in [
+                (ElementType::F32, ComputeType::F32, None, 1e-5),
+                (ElementType::F16, ComputeType::F32, None, 1e-5),
+                (ElementType::Bf16, ComputeType::Bf16, None, 2e-2),
+                (
+                    ElementType::F32,
+                    ComputeType::F32,
+                    Some(Quantization::Q8),
+                    3e-2,
+                ),
+                (
+                    ElementType::Bf16,
+                    ComputeType::Bf16,
+                    Some(Quantization::Q8),
+                    4e-2,
+                ),
+                (
+                    ElementType::Bf16,
+                    ComputeType::Bf16,
+                    Some(Quantization::Q4),
+                    0.25,
+                ),
             ] {
+                let spec = ModelSpec {
+                    stored_as: Some(element),
+                    ..spec.clone()
+                };
                 let source = RandomWeights {
                     spec: spec.clone(),
                     element,
@@ -285,15 +314,20 @@ mod tests {
                 let owned = [7, 0, 3, 5];
                 let offsets = [0u32, 0, 1, 24, 31];
                 let hidden = spec.hidden;
-                let x = Random::new(2).values(31 * hidden, 1.0);
-                let bits: Vec<u16> = x
+                let bits: Vec<u16> = Random::new(2)
+                    .values(31 * hidden, 1.0)
                     .iter()
                     .map(|x| half::bf16::from_f32(*x).to_bits())
                     .collect();
+                let mut x = vec![0.0; bits.len()];
+                widen_bf16(&bits, &mut x);
                 for isa in Isa::available() {
                     let mut results = Vec::new();
                     for max_rows in [1, 5, 64] {
-                        let options = options(isa, dtype, max_rows);
+                        let options = ExpertOptions {
+                            quantize,
+                            ..options(isa, dtype, max_rows)
+                        };
                         let mut seen = 0;
                         let mut module = ExpertModule::load(
                             &source,

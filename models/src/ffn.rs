@@ -4,10 +4,9 @@
 //! columns of gate and up are computed and gated, while they are in the cache; the gated rows are packed; columns of down are computed.
 
 use crate::crew::{Grid, Member};
-use crate::dtype::ComputeType;
 use crate::kernels::{
-    Arena, Isa, MatrixMut, PANEL_COLUMNS, PackedMatrix, PackedRows, Rows, Start, columns_per_piece,
-    gated_silu, gemm,
+    Arena, Isa, MatrixMut, PANEL_COLUMNS, PackedMatrix, PackedRows, Rows, Start, WeightType,
+    columns_per_piece, gated_silu, gemm,
 };
 use crate::weights::MatrixView;
 
@@ -21,20 +20,20 @@ pub(crate) struct GatedFfn {
 
 impl GatedFfn {
     /// Bytes in an arena for `hidden` inputs and outputs and `width` between; nothing if that overflows.
-    pub(crate) fn bytes(dtype: ComputeType, hidden: usize, width: usize) -> Option<usize> {
-        PackedMatrix::bytes(dtype.weights(), width, hidden)?
+    pub(crate) fn bytes(kind: WeightType, hidden: usize, width: usize) -> Option<usize> {
+        PackedMatrix::bytes(kind, width, hidden)?
             .checked_mul(2)?
-            .checked_add(PackedMatrix::bytes(dtype.weights(), hidden, width)?)
+            .checked_add(PackedMatrix::bytes(kind, hidden, width)?)
     }
 
     pub(crate) fn pack(
         arena: &mut Arena<'_>,
-        dtype: ComputeType,
+        kind: WeightType,
         gate: MatrixView<'_>,
         up: MatrixView<'_>,
         down: MatrixView<'_>,
     ) -> Self {
-        let mut pack = |view| PackedMatrix::pack(arena, dtype.weights(), &[view]);
+        let mut pack = |view| PackedMatrix::pack(arena, kind, &[view]);
         GatedFfn {
             gate: pack(gate),
             up: pack(up),

@@ -40,7 +40,7 @@ pub use checkpoint::{
 };
 pub use config::{ConfigError, GenerationDefaults, limits, parse_config};
 pub use crew::{Crew, Member, NoSeat};
-pub use dtype::ComputeType;
+pub use dtype::{ComputeType, Quantization};
 pub use dummy::DummyWeights;
 pub use expert::{ExpertModule, ExpertOptions};
 pub use kernels::{InstructionSet, Isa, UnsupportedIsa};

@@ -38,7 +38,6 @@ pub enum LoadFormat {
 #[derive(Clone)]
 pub struct ModelDir {
     name: String,
-    spec: ModelSpec,
     generation: GenerationDefaults,
     weights: Weights,
     texts: Texts,
@@ -137,16 +136,11 @@ impl ModelDir {
                 source: Box::new(source),
             })?;
         let weights = match format {
-            LoadFormat::Auto => {
-                Weights::Checkpoint(Arc::new(Checkpoint::open(path, spec.clone())?))
-            }
-            LoadFormat::Dummy { seed } => {
-                Weights::Dummy(Arc::new(DummyWeights::new(spec.clone(), seed)))
-            }
+            LoadFormat::Auto => Weights::Checkpoint(Arc::new(Checkpoint::open(path, spec)?)),
+            LoadFormat::Dummy { seed } => Weights::Dummy(Arc::new(DummyWeights::new(spec, seed))),
         };
         Ok(ModelDir {
             name: directory_name(path),
-            spec,
             generation,
             weights,
             texts,
@@ -163,10 +157,9 @@ impl ModelDir {
                 model: parts.name.clone(),
                 source: Box::new(source),
             })?;
-        let checkpoint = Checkpoint::from_bytes(&parts.name, parts.weights.clone(), spec.clone())?;
+        let checkpoint = Checkpoint::from_bytes(&parts.name, parts.weights.clone(), spec)?;
         Ok(ModelDir {
             name: parts.name.clone(),
-            spec,
             generation,
             weights: Weights::Checkpoint(Arc::new(checkpoint)),
             texts: Texts::Parts(Arc::new(parts)),
@@ -180,7 +173,10 @@ impl ModelDir {
 
     /// Its shape.
     pub fn spec(&self) -> &ModelSpec {
-        &self.spec
+        match &self.weights {
+            Weights::Checkpoint(checkpoint) => checkpoint.spec(),
+            Weights::Dummy(dummy) => dummy.spec(),
+        }
     }
 
     /// Its weights, read tensor by tensor as they are asked for.
@@ -234,7 +230,7 @@ impl ModelDir {
     /// When a tensor cannot be read, which opening has ruled out.
     pub fn content_hash(&self) -> Result<ModelHash, ModelError> {
         let mut hash = Fnv::new();
-        let spec = serde_json::to_vec(&self.spec).unwrap_or_default();
+        let spec = serde_json::to_vec(self.spec()).unwrap_or_default();
         hash.field(&spec);
         match &self.weights {
             Weights::Dummy(dummy) => {
@@ -260,7 +256,7 @@ impl ModelDir {
 
     /// Tensors whose first values tell a fine-tuned model from its base.
     fn sampled_tensors(&self) -> impl Iterator<Item = TensorId> + '_ {
-        (0..self.spec.layers.len())
+        (0..self.spec().layers.len())
             .flat_map(|layer| {
                 [
                     TensorId::Dense(layer, DenseTensor::FfnNorm),
@@ -269,7 +265,7 @@ impl ModelDir {
                     TensorId::Expert(layer, 0, ExpertTensor::Gate),
                 ]
             })
-            .filter(|id| id.shape(&self.spec).is_some())
+            .filter(|id| id.shape(self.spec()).is_some())
     }
 }
 
@@ -280,7 +276,7 @@ impl fmt::Debug for ModelDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ModelDir")
             .field("name", &self.name)
-            .field("spec", &self.spec)
+            .field("spec", self.spec())
             .finish_non_exhaustive()
     }
 }

@@ -42,7 +42,7 @@ pub fn check_memory(plan: &MemoryPlan, available: Option<u64>) -> Result<(), Fai
     match available {
         Some(available) if plan.total() > available => Err(Failure::new(format!(
             "the cluster takes {}, but only {} are available on this machine:\n{plan}\n\
-             Lower limits.kv_cache_memory, limits.max_batch_tokens or the number of workers, choose --dtype bf16, or take a larger machine",
+             Lower limits.kv_cache_memory, limits.max_batch_tokens or the number of workers, choose --dtype bf16 or --quantize q8, or take a larger machine",
             ByteSize(plan.total()),
             ByteSize(available),
         ))),

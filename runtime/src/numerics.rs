@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use volley_actors::{Cluster, Request, RequestEvent, TokenLogprob};
 use volley_models::reference::ReferenceModel;
-use volley_models::{ComputeType, ModelDir};
+use volley_models::{ComputeType, ModelDir, Quantization};
 
 use crate::config::Settings;
 use crate::failure::Failure;
@@ -19,6 +19,10 @@ const ALTERNATIVES: u8 = 5;
 const TOLERANCE_F32: f32 = 0.01;
 /// The same in bf16, whose numbers have three decimal digits: activations are rounded before every product.
 const TOLERANCE_BF16: f32 = 0.5;
+/// The same with weights of 8 bits.
+const TOLERANCE_Q8: f32 = 1.0;
+/// The same with weights of 4 bits.
+const TOLERANCE_Q4: f32 = 3.0;
 
 /// Computes log-probabilities of a short prompt both ways, and prints and judges the largest difference.
 ///
@@ -47,15 +51,18 @@ pub fn run(model: &ModelDir, settings: &Settings) -> Result<(), Failure> {
         .forward(&tokens)
         .map_err(|error| Failure::new(format!("the reference implementation failed: {error}")))?;
     let (difference, position) = largest_difference(&ours, &reference, spec.vocab);
-    let tolerance = match settings.cluster.dtype {
-        ComputeType::F32 => TOLERANCE_F32,
-        ComputeType::Bf16 => TOLERANCE_BF16,
+    let cluster = &settings.cluster;
+    let tolerance = match (cluster.quantize, cluster.dtype) {
+        (Some(Quantization::Q4), _) => TOLERANCE_Q4,
+        (Some(Quantization::Q8), _) => TOLERANCE_Q8,
+        (None, ComputeType::Bf16) => TOLERANCE_BF16,
+        (None, ComputeType::F32) => TOLERANCE_F32,
     };
     writeln!(
         std::io::stdout(),
         "numerics   largest difference of log-probabilities from the reference over {} positions: {difference:.2e} at position {position} (limit {tolerance} in {})",
         ours.len(),
-        settings.cluster.dtype
+        cluster.precision()
     )
     .map_err(Failure::output)?;
     // Written so that NaN is refused too.
@@ -63,7 +70,7 @@ pub fn run(model: &ModelDir, settings: &Settings) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(format!(
-            "the kernels disagree with the reference by {difference:.2e}, more than {tolerance}; try --dtype f32, and if that differs too, report it"
+            "the kernels disagree with the reference by {difference:.2e}, more than {tolerance}; try --dtype f32 --quantize none, and if that differs too, report it"
         )))
     }
 }

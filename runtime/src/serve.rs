@@ -213,7 +213,7 @@ fn announce(
     writeln!(
         out,
         "volley: ready at http://{address} ({}: {} attention x {} expert workers, {} micro-batches, {}, context {})",
-        engine.model, cluster.attention_workers, cluster.expert_workers, cluster.micro_batches, cluster.dtype, cluster.context
+        engine.model, cluster.attention_workers, cluster.expert_workers, cluster.micro_batches, cluster.precision(), cluster.context
     )
     .and_then(|()| out.flush())
     // A server whose output nobody reads serves all the same.

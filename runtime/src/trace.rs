@@ -78,7 +78,7 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         launch.settings.model.name,
         cluster.attention_workers,
         cluster.expert_workers,
-        cluster.dtype,
+        cluster.precision(),
         args.batch,
         args.input_len,
         args.tokens

@@ -134,7 +134,7 @@ fn summarise(model: &ModelDir, settings: &Settings) -> std::io::Result<()> {
     writeln!(
         out,
         "cluster    {} attention x {} expert workers, {} micro-batches, {}",
-        cluster.attention_workers, cluster.expert_workers, cluster.micro_batches, cluster.dtype
+        cluster.attention_workers, cluster.expert_workers, cluster.micro_batches, cluster.precision()
     )?;
     writeln!(
         out,

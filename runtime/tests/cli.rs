@@ -194,7 +194,12 @@ fn more_memory_than_there_is_is_refused_with_the_sum() {
 
 #[test]
 fn validate_sums_the_demo_model_up_and_its_numerics_hold() {
-    for dtype in ["f32", "bf16"] {
+    for (dtype, quantize, precision) in [
+        ("f32", "none", "3 micro-batches, f32\n"),
+        ("bf16", "none", "3 micro-batches, bf16\n"),
+        ("f32", "q8", "3 micro-batches, f32 with q8 weights\n"),
+        ("bf16", "q4", "3 micro-batches, bf16 with q4 weights\n"),
+    ] {
         let args = [
             "validate",
             "--port",
@@ -202,9 +207,13 @@ fn validate_sums_the_demo_model_up_and_its_numerics_hold() {
             "--numerics",
             "--dtype",
             dtype,
+            "--quantize",
+            quantize,
             "--attention-workers",
             "2",
             "--expert-workers",
+            "3",
+            "--micro-batches",
             "3",
         ];
         let summary = text(volley(&args));
@@ -212,6 +221,7 @@ fn validate_sums_the_demo_model_up_and_its_numerics_hold() {
             summary.contains("2 attention x 3 expert workers") && summary.contains("all is well"),
             "{summary}"
         );
+        assert!(summary.contains(precision), "{summary}");
         assert!(summary.contains("largest difference"), "{summary}");
     }
 }

@@ -29,6 +29,7 @@ pub fn config(shape: (u16, u16, u8), dtype: ComputeType) -> ClusterConfig {
         micro_batch_rows: 2,
         threads: 3,
         dtype,
+        quantize: None,
         context: 256,
         block_tokens: 16,
         kv_blocks: 64,

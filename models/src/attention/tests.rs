@@ -15,20 +15,37 @@ struct Model {
     workers: [ExpertModule; 2],
 }
 
+/// What a model computes in.
+#[derive(Debug, Clone, Copy)]
+struct Precision(ComputeType, Option<Quantization>);
+
+impl From<ComputeType> for Precision {
+    fn from(dtype: ComputeType) -> Self {
+        Precision(dtype, None)
+    }
+}
+
 impl Model {
-    fn new(source: &RandomWeights, isa: Isa, dtype: ComputeType, block_tokens: usize) -> Self {
-        Self::with(source, isa, dtype, block_tokens, &mut Member::alone)
+    fn new(
+        source: &RandomWeights,
+        isa: Isa,
+        precision: impl Into<Precision>,
+        block_tokens: usize,
+    ) -> Self {
+        Self::with(source, isa, precision, block_tokens, &mut Member::alone)
     }
 
     /// As `new`, with members of a crew.
     fn with(
         source: &RandomWeights,
         isa: Isa,
-        dtype: ComputeType,
+        precision: impl Into<Precision>,
         block_tokens: usize,
         member: &mut dyn FnMut() -> Member,
     ) -> Self {
+        let Precision(dtype, quantize) = precision.into();
         let options = AttentionOptions {
+            quantize,
             dtype,
             isa,
             kv_blocks: 256 / block_tokens,
@@ -41,6 +58,7 @@ impl Model {
         let mut worker = |parity| {
             let owned: Vec<u16> = (0..experts).filter(|e| e % 2 == parity).collect();
             let options = ExpertOptions {
+                quantize,
                 dtype,
                 isa,
                 max_rows: 7,
@@ -218,16 +236,84 @@ fn every_model_is_near_the_reference_in_bf16() {
     }
 }
 
+/// The spec of a checkpoint that is stored in a type.
+fn stored_as(spec: &ModelSpec, element: ElementType) -> ModelSpec {
+    ModelSpec {
+        stored_as: Some(element),
+        ..spec.clone()
+    }
+}
+
+#[test]
+fn every_model_is_near_the_reference_with_quantised_weights() {
+    for spec in specs() {
+        let spec = ModelSpec {
+            top_k: spec.experts, // as above
+            ..spec
+        };
+        let source = RandomWeights {
+            spec,
+            element: ElementType::F32,
+            seed: 12,
+        };
+        let prompt = tokens(2, 40);
+        let expected = ReferenceModel::new(&source).forward(&prompt).unwrap();
+        for isa in Isa::available() {
+            for (quantization, limit) in [(Quantization::Q8, 0.1), (Quantization::Q4, 0.25)] {
+                let precision = Precision(ComputeType::F32, Some(quantization));
+                let mut model = Model::new(&source, isa, precision, 16);
+                let logits = model.step(&[slice(&prompt, 0, &[3, 0, 2])]);
+                let error = relative_error(&logits, &expected);
+                println!(
+                    "{:?} {isa:?} {quantization}: relative {error:.1e}",
+                    source.spec.architecture
+                );
+                assert!(error < limit, "{isa:?} {quantization}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_kept_in_f16_give_the_bits_of_f32_from_half_the_memory() {
+    for spec in specs() {
+        let prompt = tokens(5, 21);
+        let of = |stored: ElementType| {
+            let source = RandomWeights {
+                spec: stored_as(&spec, stored),
+                element: ElementType::F16,
+                seed: 15,
+            };
+            let mut model = Model::new(&source, Isa::detect(), ComputeType::F32, 16);
+            let bytes = AttentionModule::memory(&source.spec, model.attention.options);
+            let logits = model.step(&[slice(&prompt, 0, &[0, 1])]);
+            (logits, bytes.unwrap().weights)
+        };
+        let (half, wide) = (of(ElementType::F16), of(ElementType::F32));
+        assert!(half.0 == wide.0);
+        assert!(half.1 < wide.1 * 3 / 4, "{} of {}", half.1, wide.1);
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
     let others = tokens(8, 30);
     for spec in specs() {
         for (element, dtype) in [
-            (ElementType::F32, ComputeType::F32),
-            (ElementType::Bf16, ComputeType::Bf16),
+            (ElementType::F32, ComputeType::F32.into()),
+            (ElementType::F16, ComputeType::F32.into()),
+            (ElementType::Bf16, ComputeType::Bf16.into()),
+            (
+                ElementType::F32,
+                Precision(ComputeType::F32, Some(Quantization::Q8)),
+            ),
+            (
+                ElementType::Bf16,
+                Precision(ComputeType::Bf16, Some(Quantization::Q4)),
+            ),
         ] {
             let source = RandomWeights {
-                spec: spec.clone(),
+                spec: stored_as(&spec, element),
                 element,
                 seed: 13,
             };
@@ -242,7 +328,7 @@ fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
                 logits.extend(model.step(&[slice(&prompt[16..], 16, &table)]));
                 assert!(
                     logits == whole,
-                    "{:?} {isa:?} {dtype}: 16 + 21",
+                    "{:?} {isa:?} {dtype:?}: 16 + 21",
                     spec.architecture
                 );
 
@@ -252,7 +338,7 @@ fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
                 }
                 assert!(
                     logits == whole,
-                    "{:?} {isa:?} {dtype}: one by one",
+                    "{:?} {isa:?} {dtype:?}: one by one",
                     spec.architecture
                 );
 
@@ -269,7 +355,7 @@ fn a_row_has_the_same_bits_in_any_chunks_blocks_and_company() {
                 assert!(first[13 * vocab..] == whole[..5 * vocab]);
                 assert!(
                     second[12 * vocab..44 * vocab] == whole[5 * vocab..],
-                    "{:?} {isa:?} {dtype}: in company",
+                    "{:?} {isa:?} {dtype:?}: in company",
                     spec.architecture
                 );
             }
@@ -378,14 +464,22 @@ fn logits_of_rows_that_do_not_exist_are_refused() {
 #[test]
 fn the_estimate_counts_what_is_allocated() {
     for spec in specs() {
-        for dtype in [ComputeType::F32, ComputeType::Bf16] {
+        for (element, dtype, quantize) in [
+            (ElementType::F32, ComputeType::F32, None),
+            (ElementType::F16, ComputeType::F32, None),
+            (ElementType::F32, ComputeType::Bf16, None),
+            (ElementType::F32, ComputeType::F32, Some(Quantization::Q8)),
+            (ElementType::F16, ComputeType::Bf16, Some(Quantization::Q4)),
+        ] {
+            let spec = stored_as(&spec, element);
             let source = RandomWeights {
                 spec: spec.clone(),
-                element: ElementType::F32,
+                element,
                 seed: 1,
             };
             let options = AttentionOptions {
                 dtype,
+                quantize,
                 isa: Isa::detect(),
                 kv_blocks: 16,
                 block_tokens: 16,
@@ -400,7 +494,8 @@ fn the_estimate_counts_what_is_allocated() {
             })
             .unwrap();
             let estimate = AttentionModule::memory(&spec, options).unwrap();
-            let (arena, vectors) = DenseWeights::bytes(&spec, dtype).unwrap();
+            let (arena, vectors) =
+                DenseWeights::bytes(&spec, WeightTypes::new(&spec, dtype, quantize)).unwrap();
             assert_eq!(packed, arena);
             let positions = module.max_positions();
             assert_eq!(
@@ -435,6 +530,7 @@ fn the_estimate_counts_what_is_allocated() {
 #[test]
 fn options_the_kernels_do_not_take_are_refused() {
     let options = AttentionOptions {
+        quantize: None,
         dtype: ComputeType::F32,
         isa: Isa::detect(),
         kv_blocks: 16,

@@ -1,13 +1,16 @@
 //! The packed weights of an attention worker, and how many bytes they are.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::ModelSpec;
 use crate::crew::Member;
-use crate::dtype::ComputeType;
+use crate::dtype::WeightTypes;
 use crate::ffn::GatedFfn;
 use crate::kernels::{Arena, ArenaBlock, Isa, PackedMatrix, WeightType, round_to_bf16, widen_bf16};
 use crate::memory::{ModuleError, Progress};
 use crate::spec::FfnKind;
-use crate::weights::{DenseTensor, ExpertTensor, MatrixView, TensorId, WeightSource};
+use crate::weights::{DenseTensor, ElementType, ExpertTensor, MatrixView, TensorId, WeightSource};
 
 /// Everything but the experts.
 #[derive(Debug)]
@@ -46,21 +49,22 @@ pub(super) enum LayerFfn {
 /// Where token embeddings are read from.
 #[derive(Debug)]
 pub(super) enum Embedding {
-    /// Rows of their own, of the compute type.
-    Rows(ArenaBlock),
+    /// Rows of their own.
+    Rows(ArenaBlock, ElementType),
     /// The head's panels, where the model ties them: one copy, at the price of a scattered read per token.
     Head,
 }
 
 impl DenseWeights {
     /// Bytes of the arena, and of vectors beside it; nothing if that overflows.
-    pub(super) fn bytes(spec: &ModelSpec, dtype: ComputeType) -> Option<(usize, usize)> {
-        let kind = dtype.weights();
+    pub(super) fn bytes(spec: &ModelSpec, types: WeightTypes) -> Option<(usize, usize)> {
+        let kind = types.dense;
         let (q, kv) = projections(spec)?;
         let mut arena = PackedMatrix::bytes(kind, spec.vocab, spec.hidden)?;
         let mut vectors = spec.hidden;
         if !spec.tied_embeddings {
-            arena = arena.checked_add(Arena::block_bytes(embedding_words(spec, dtype)?)?)?;
+            arena =
+                arena.checked_add(Arena::block_bytes(embedding_words(spec, types.embedding)?)?)?;
         }
         let qkv = PackedMatrix::bytes(kind, q.checked_add(kv.checked_mul(2)?)?, spec.hidden)?;
         let attention = qkv.checked_add(PackedMatrix::bytes(kind, spec.hidden, q)?)?;
@@ -69,7 +73,7 @@ impl DenseWeights {
                 FfnKind::Experts => {
                     PackedMatrix::bytes(WeightType::F32, spec.experts, spec.hidden)?
                 }
-                FfnKind::Dense { hidden } => GatedFfn::bytes(dtype, spec.hidden, hidden)?,
+                FfnKind::Dense { hidden } => GatedFfn::bytes(kind, spec.hidden, hidden)?,
             };
             arena = arena.checked_add(attention)?.checked_add(ffn)?;
             vectors += 2 * spec.hidden;
@@ -85,13 +89,12 @@ impl DenseWeights {
 
     pub(super) fn load(
         source: &dyn WeightSource,
-        isa: Isa,
-        dtype: ComputeType,
+        types: WeightTypes,
         crew: &mut Member,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
-        let (total_bytes, _) = Self::bytes(spec, dtype).ok_or(ModuleError::TooLarge {
+        let (total_bytes, _) = Self::bytes(spec, types).ok_or(ModuleError::TooLarge {
             what: "the dense weights",
         })?;
         let mut arena = Arena::new(total_bytes, crew);
@@ -104,17 +107,14 @@ impl DenseWeights {
         for first in [TensorId::Head, TensorId::Embedding] {
             source.prefetch(first);
         }
-        let head = PackedMatrix::pack(
-            &mut arena,
-            dtype.weights(),
-            &[source.tensor(TensorId::Head)?],
-        );
+        let head = PackedMatrix::pack(&mut arena, types.dense, &[source.tensor(TensorId::Head)?]);
         report(&arena);
         let embedding = if spec.tied_embeddings {
             Embedding::Head
         } else {
-            let rows = arena.block(embedding_words(spec, dtype).expect("counted above"));
-            Embedding::fill(rows, isa, dtype, &source.tensor(TensorId::Embedding)?)
+            let words = embedding_words(spec, types.embedding).expect("counted above");
+            let view = source.tensor(TensorId::Embedding)?;
+            Embedding::fill(arena.block(words), types.embedding, &view)
         };
         report(&arena);
         let mut layers = Vec::with_capacity(spec.layers.len());
@@ -123,7 +123,7 @@ impl DenseWeights {
             for tensor in DenseTensor::ALL {
                 source.prefetch(TensorId::Dense(layer + 1, tensor));
             }
-            layers.push(LayerWeights::load(source, &mut arena, dtype, layer)?);
+            layers.push(LayerWeights::load(source, &mut arena, types.dense, layer)?);
             report(&arena);
         }
         Ok(DenseWeights {
@@ -135,14 +135,18 @@ impl DenseWeights {
     }
 
     /// Writes the embedding of `token` to `out`, `[hidden]`.
-    pub(super) fn embed(&self, dtype: ComputeType, token: u32, out: &mut [f32]) {
+    pub(super) fn embed(&self, token: u32, out: &mut [f32]) {
         let first = token as usize * out.len();
-        match (&self.embedding, dtype) {
-            (Embedding::Head, _) => self.head.read_row(token as usize, out),
-            (Embedding::Rows(rows), ComputeType::F32) => {
+        match &self.embedding {
+            Embedding::Head => self.head.read_row(token as usize, out),
+            Embedding::Rows(rows, ElementType::F32) => {
                 out.copy_from_slice(&bytemuck::cast_slice::<u32, f32>(rows)[first..][..out.len()]);
             }
-            (Embedding::Rows(rows), ComputeType::Bf16) => {
+            Embedding::Rows(rows, ElementType::F16) => {
+                bytemuck::cast_slice::<u32, f16>(rows)[first..][..out.len()]
+                    .convert_to_f32_slice(out);
+            }
+            Embedding::Rows(rows, ElementType::Bf16) => {
                 widen_bf16(
                     &bytemuck::cast_slice::<u32, u16>(rows)[first..][..out.len()],
                     out,
@@ -156,14 +160,13 @@ impl LayerWeights {
     fn load(
         source: &dyn WeightSource,
         arena: &mut Arena<'_>,
-        dtype: ComputeType,
+        kind: WeightType,
         layer: usize,
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
         let tensor = |which| source.tensor(TensorId::Dense(layer, which));
         let vector = |which| Ok::<_, ModuleError>(tensor(which)?.to_f32());
         let optional = |wanted: bool, which| wanted.then(|| vector(which)).transpose();
-        let kind = dtype.weights();
         let qkv = [
             tensor(DenseTensor::Query)?,
             tensor(DenseTensor::Key)?,
@@ -196,7 +199,7 @@ impl LayerWeights {
                 },
                 FfnKind::Dense { .. } => LayerFfn::Dense(GatedFfn::pack(
                     arena,
-                    dtype,
+                    kind,
                     tensor(DenseTensor::Ffn(ExpertTensor::Gate))?,
                     tensor(DenseTensor::Ffn(ExpertTensor::Up))?,
                     tensor(DenseTensor::Ffn(ExpertTensor::Down))?,
@@ -207,24 +210,23 @@ impl LayerWeights {
 }
 
 impl Embedding {
-    fn fill(mut rows: ArenaBlock, isa: Isa, dtype: ComputeType, view: &MatrixView<'_>) -> Self {
-        match dtype {
-            ComputeType::F32 => {
-                let rows = bytemuck::cast_slice_mut::<u32, f32>(&mut rows);
-                for (row, place) in rows.chunks_exact_mut(view.cols).take(view.rows).enumerate() {
-                    view.read_row(row, place);
+    fn fill(mut rows: ArenaBlock, element: ElementType, view: &MatrixView<'_>) -> Self {
+        let mut wide = vec![0.0; view.cols];
+        let bytes = bytemuck::cast_slice_mut::<u32, u8>(&mut rows);
+        let places = bytes.chunks_exact_mut(view.cols * element.bytes());
+        for (row, place) in places.take(view.rows).enumerate() {
+            view.read_row(row, &mut wide);
+            match element {
+                ElementType::F32 => place.copy_from_slice(bytemuck::cast_slice(&wide)),
+                ElementType::F16 => {
+                    bytemuck::cast_slice_mut::<u8, f16>(place).convert_from_f32_slice(&wide);
                 }
-            }
-            ComputeType::Bf16 => {
-                let mut wide = vec![0.0; view.cols];
-                let rows = bytemuck::cast_slice_mut::<u32, u16>(&mut rows);
-                for (row, place) in rows.chunks_exact_mut(view.cols).take(view.rows).enumerate() {
-                    view.read_row(row, &mut wide);
-                    round_to_bf16(isa, &wide, place);
+                ElementType::Bf16 => {
+                    round_to_bf16(Isa::detect(), &wide, bytemuck::cast_slice_mut(place));
                 }
             }
         }
-        Embedding::Rows(rows)
+        Embedding::Rows(rows, element)
     }
 }
 
@@ -236,11 +238,11 @@ pub(super) fn projections(spec: &ModelSpec) -> Option<(usize, usize)> {
     ))
 }
 
-fn embedding_words(spec: &ModelSpec, dtype: ComputeType) -> Option<usize> {
+fn embedding_words(spec: &ModelSpec, element: ElementType) -> Option<usize> {
     Some(
         spec.vocab
             .checked_mul(spec.hidden)?
-            .checked_mul(dtype.bytes())?
+            .checked_mul(element.bytes())?
             .div_ceil(4),
     )
 }

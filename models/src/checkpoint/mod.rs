@@ -23,7 +23,7 @@ pub use files::{INDEX_BYTES_MAX, SHARDS_MAX};
 pub use header::HEADER_BYTES_MAX;
 
 use self::{bytes::FileBytes, header::Stored, names::Place};
-use crate::{ElementType, MatrixView, ModelSpec, TensorId, WeightError, WeightSource};
+use crate::{DenseTensor, ElementType, MatrixView, ModelSpec, TensorId, WeightError, WeightSource};
 
 /// How many problems an error lists, and how many unused tensors a warning.
 const LISTED_MAX: usize = 5;
@@ -141,14 +141,37 @@ impl Checkpoint {
                 shard: files[shard].name.clone(),
             });
         }
-        let checkpoint = Checkpoint {
+        let mut checkpoint = Checkpoint {
             spec,
             place,
             files,
             tensors,
         };
         checkpoint.check_all()?;
+        checkpoint.check_stored_as();
         Ok(checkpoint)
+    }
+
+    /// Matrices are packed as f16 only if they are: another type's range would not fit, whatever the configuration says. The router
+    /// is packed as f32 always.
+    fn check_stored_as(&mut self) {
+        if self.spec.stored_as != Some(ElementType::F16) {
+            return;
+        }
+        let matrices = TensorId::all(&self.spec)
+            .filter(|id| !id.is_vector() && !matches!(id, TensorId::Dense(_, DenseTensor::Router)));
+        let other = matrices
+            .filter_map(|id| self.find(id).ok())
+            .find(|(.., element)| *element != ElementType::F16);
+        if let Some((place, .., element)) = other {
+            tracing::warn!(
+                checkpoint = %self.place,
+                tensor = %place.name,
+                stored_as = ?element,
+                "The checkpoint is not all in float16, as config.json says. Its weights are kept in f32 unless --dtype says otherwise."
+            );
+            self.spec.stored_as = None;
+        }
     }
 
     /// Looks every tensor of the model up, and warns of tensors that are nobody's.

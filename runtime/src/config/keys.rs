@@ -100,6 +100,8 @@ pub fn markdown() -> String {
 
 /// Types to compute in.
 pub const DTYPES: &[&str] = &["auto", "f32", "bf16"];
+/// What weights are quantised to.
+pub const QUANTIZATIONS: &[&str] = &["none", "q8", "q4"];
 /// Where weights come from.
 pub const LOAD_FORMATS: &[&str] = &["auto", "dummy"];
 /// Shapes of log lines.
@@ -127,6 +129,13 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("auto"),
         flag: Some("dtype"),
         help: "Type of packed weights and KV cache. `auto`: bf16 if the weights are stored in bf16, else f32.",
+    },
+    Key {
+        path: "model.quantize",
+        kind: Kind::Choice(QUANTIZATIONS),
+        default: Default::Value("none"),
+        flag: Some("quantize"),
+        help: "Fewer bits for weights, made while they are loaded; the KV cache keeps `dtype`. `q8`: 8 bits, half the memory of bf16, nearly its answers. `q4`: 4 bits for experts and 8 for the rest, faster and less exact; see `docs/performance.md`.",
     },
     Key {
         path: "model.load_format",

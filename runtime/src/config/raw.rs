@@ -27,6 +27,7 @@ pub(super) struct RawModel {
     pub(super) path: Option<PathBuf>,
     pub(super) name: Option<String>,
     pub(super) dtype: Dtype,
+    pub(super) quantize: Quantize,
     pub(super) load_format: WeightsFrom,
 }
 
@@ -91,6 +92,14 @@ pub(super) enum Dtype {
     Auto,
     F32,
     Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Quantize {
+    None,
+    Q8,
+    Q4,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use toml::Value;
 use volley_actors::ClusterConfig;
-use volley_models::{ComputeType, LoadFormat, ModelSpec};
+use volley_models::{ComputeType, LoadFormat, ModelSpec, Quantization};
 
 use super::keys;
 use super::problem::{ConfigError, Problem};
-use super::raw::{Auto, Dtype, LogFormat, LogSettings, Raw, WeightsFrom};
+use super::raw::{Auto, Dtype, LogFormat, LogSettings, Quantize, Raw, WeightsFrom};
 use super::size::ByteSize;
 
 /// `limits.max_context = "auto"` is not more than this many tokens, so that a model of a long context starts on a small machine.
@@ -186,6 +186,11 @@ impl Settings {
                     Auto::Value(threads) => threads,
                 },
                 dtype,
+                quantize: match raw.model.quantize {
+                    Quantize::None => None,
+                    Quantize::Q8 => Some(Quantization::Q8),
+                    Quantize::Q4 => Some(Quantization::Q4),
+                },
                 context,
                 block_tokens: cluster.block_tokens,
                 kv_blocks,
@@ -242,6 +247,10 @@ impl Settings {
             "model.path" => file(&self.model.path),
             "model.name" => text(&self.model.name),
             "model.dtype" => text(&cluster.dtype.to_string()),
+            "model.quantize" => text(&match cluster.quantize {
+                Some(quantization) => quantization.to_string(),
+                None => "none".to_owned(),
+            }),
             "model.load_format" => text(match self.model.load_format {
                 LoadFormat::Auto => "auto",
                 LoadFormat::Dummy { .. } => "dummy",

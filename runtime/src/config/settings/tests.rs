@@ -154,6 +154,7 @@ fn the_printed_configuration_means_the_same() {
     let flags = [
         ("model.path", "/models/some \"model\""),
         ("model.load_format", "dummy"),
+        ("model.quantize", "q4"),
         ("server.api_key_file", "/key"),
         ("trace.file", "t.json"),
         ("limits.kv_cache_memory", "1000001"),
