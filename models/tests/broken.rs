@@ -10,7 +10,9 @@ use std::{
 use safetensors::{Dtype, SafeTensors, serialize, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use volley_models::{CheckpointError, LoadFormat, ModelDir, ModelError, TensorId, WeightError};
+use volley_models::{
+    CheckpointError, ElementType, LoadFormat, ModelDir, ModelError, TensorId, WeightError,
+};
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
@@ -477,6 +479,36 @@ fn other_element_types_are_read() {
     let dir = folder("tiny-mixtral");
     write(dir.path().join("model.safetensors"), &all);
     assert_same_weights(&bf16, &open(dir.path()).unwrap());
+}
+
+#[test]
+fn weights_are_kept_in_f16_only_if_all_of_them_are() {
+    let dir = folder("tiny-mixtral");
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["torch_dtype"] = json!("float16");
+    fs::write(&path, config.to_string()).unwrap();
+    let mut all = tensors("tiny-mixtral");
+    for (name, (dtype, _, data)) in &mut all {
+        let wide = data
+            .chunks_exact(2)
+            .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32());
+        // Norms and routers are f32 in memory whatever they are stored as.
+        if name.contains("norm") || name.contains("block_sparse_moe.gate.") {
+            (*dtype, *data) = (Dtype::F32, wide.flat_map(f32::to_le_bytes).collect());
+        } else {
+            let narrow = wide.flat_map(|value| half::f16::from_f32(value).to_le_bytes());
+            (*dtype, *data) = (Dtype::F16, narrow.collect());
+        }
+    }
+    let stored_as = |all: &Tensors| {
+        write(dir.path().join("model.safetensors"), all);
+        open(dir.path()).unwrap().spec().stored_as
+    };
+    assert_eq!(stored_as(&all), Some(ElementType::F16));
+    let query = "model.layers.1.self_attn.q_proj.weight";
+    all.get_mut(query).unwrap().0 = Dtype::BF16;
+    assert_eq!(stored_as(&all), None);
 }
 
 #[cfg(unix)]

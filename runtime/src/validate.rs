@@ -134,7 +134,10 @@ fn summarise(model: &ModelDir, settings: &Settings) -> std::io::Result<()> {
     writeln!(
         out,
         "cluster    {} attention x {} expert workers, {} micro-batches, {}",
-        cluster.attention_workers, cluster.expert_workers, cluster.micro_batches, cluster.precision()
+        cluster.attention_workers,
+        cluster.expert_workers,
+        cluster.micro_batches,
+        cluster.precision()
     )?;
     writeln!(
         out,
