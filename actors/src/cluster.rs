@@ -86,7 +86,8 @@ impl Cluster {
         let control = move || {
             let system = System::new();
             let addresses = system.block_on(async move {
-                let scheduler = scheduler.unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
+                let scheduler = scheduler
+                    .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
                 let frontend = Frontend::new(limits, scheduler, clock).start();
                 let supervisor = Supervisor::new(blueprint, frontend.clone(), started).start();
                 (frontend, supervisor)

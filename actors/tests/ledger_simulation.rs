@@ -60,7 +60,13 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(workers: usize, micro_batches: u8, kv_blocks: u32, max_rows: u32, policy: FirstCome) -> Self {
+    fn new(
+        workers: usize,
+        micro_batches: u8,
+        kv_blocks: u32,
+        max_rows: u32,
+        policy: FirstCome,
+    ) -> Self {
         let capacity = AttentionCapacity {
             alive: true,
             kv_blocks,

@@ -30,7 +30,10 @@ fn main() {
                 black_box(read(part));
             })
         });
-        print!("{threads:>8}  {:>12.1}", 4.0 * WORDS as f64 / time.as_secs_f64() / 1e9);
+        print!(
+            "{threads:>8}  {:>12.1}",
+            4.0 * WORDS as f64 / time.as_secs_f64() / 1e9
+        );
         for (name, operations) in peaks() {
             let time = best(|| on_threads(threads, |_| _ = black_box(operations())));
             let done = (threads as u64 * OPERATIONS) as f64;
@@ -100,7 +103,10 @@ fn peaks() -> Vec<(&'static str, fn() -> f32)> {
 
     #[target_feature(enable = "avx512f")]
     fn f32_512() -> f32 {
-        let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.5)));
+        let (a, b) = (
+            _mm512_set1_ps(black_box(0.999)),
+            _mm512_set1_ps(black_box(0.5)),
+        );
         let mut sums = [_mm512_setzero_ps(); CHAINS];
         for _ in 0..OPERATIONS / (CHAINS as u64 * 32) {
             for i in 0..CHAINS {
@@ -113,7 +119,9 @@ fn peaks() -> Vec<(&'static str, fn() -> f32)> {
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn bf16_512() -> f32 {
         // SAFETY: both are 64 bytes of plain data.
-        let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0x3f00_3f00))) };
+        let pair = unsafe {
+            std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0x3f00_3f00)))
+        };
         let mut sums = [_mm512_setzero_ps(); CHAINS];
         for _ in 0..OPERATIONS / (CHAINS as u64 * 64) {
             for i in 0..CHAINS {
@@ -132,12 +140,17 @@ fn peaks() -> Vec<(&'static str, fn() -> f32)> {
                 sums[i] = _mm512_dpbusd_epi32(sums[i], quad, quad);
             }
         }
-        sums.into_iter().map(|sum| _mm512_reduce_add_epi32(sum) as f32).sum()
+        sums.into_iter()
+            .map(|sum| _mm512_reduce_add_epi32(sum) as f32)
+            .sum()
     }
 
     #[target_feature(enable = "avx2,fma")]
     fn f32_256() -> f32 {
-        let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.5)));
+        let (a, b) = (
+            _mm256_set1_ps(black_box(0.999)),
+            _mm256_set1_ps(black_box(0.5)),
+        );
         let mut sums = [_mm256_setzero_ps(); CHAINS];
         for _ in 0..OPERATIONS / (16 * CHAINS as u64) {
             for i in 0..CHAINS {

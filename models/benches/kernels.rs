@@ -247,15 +247,14 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
             max_rows: 256,
         };
         let memory = ExpertModule::memory(&source.0, 8, options).expect("small");
-        let mut module =
-            ExpertModule::load(
-                &source,
-                &[0, 1, 2, 3, 4, 5, 6, 7],
-                options,
-                Member::alone(),
-                &mut |_| (),
-            )
-                .expect("the source has all");
+        let mut module = ExpertModule::load(
+            &source,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+            options,
+            Member::alone(),
+            &mut |_| (),
+        )
+        .expect("the source has all");
         for rows_per_expert in [1, 2, 8, 32] {
             let rows = 8 * rows_per_expert;
             let offsets: Vec<u32> = (0..=8).map(|e| (e * rows_per_expert) as u32).collect();
@@ -378,8 +377,8 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
             micro_batches: 1,
             seats: 1,
         };
-        let mut module =
-            AttentionModule::load(&source, options, Member::alone(), &mut |_| ()).expect("the source has all");
+        let mut module = AttentionModule::load(&source, options, Member::alone(), &mut |_| ())
+            .expect("the source has all");
         let mut acts = module.activations();
         let tables: Vec<Vec<u32>> = (0..32).map(|s| (s * 16..s * 16 + 16).collect()).collect();
         let tokens = vec![7u32; 128];

@@ -227,15 +227,18 @@ impl AttentionModule {
                 let bits_width = if acts.limits.bf16 { hidden } else { 0 };
                 let inputs = tiles.beside(input, hidden);
                 let bits = tiles.beside(&mut acts.ffn_input_bf16, bits_width);
-                crew.each((tiles, (inputs, bits)), |_, (mut tiles, (input, bits)), _| {
-                    let rows = tiles.rows();
-                    let residual = &residual[rows.start * hidden..rows.end * hidden];
-                    normalize(isa, spec.norm, residual, &weights.ffn_norm, input);
-                    if bits_width > 0 {
-                        round_to_bf16(isa, input, bits);
-                    }
-                    tiles.pack(Rows::F32(input));
-                });
+                crew.each(
+                    (tiles, (inputs, bits)),
+                    |_, (mut tiles, (input, bits)), _| {
+                        let rows = tiles.rows();
+                        let residual = &residual[rows.start * hidden..rows.end * hidden];
+                        normalize(isa, spec.norm, residual, &weights.ffn_norm, input);
+                        if bits_width > 0 {
+                            round_to_bf16(isa, input, bits);
+                        }
+                        tiles.pack(Rows::F32(input));
+                    },
+                );
                 let (experts, k) = (spec.experts, spec.top_k);
                 let probabilities = &mut probabilities[..rows * experts];
                 multiply(crew, packed, router, None, probabilities, |_| ());
@@ -247,10 +250,13 @@ impl AttentionModule {
                 let ids = Chunks::new(&mut acts.expert_ids[..rows * k], GATE_ROWS * k);
                 let chosen = Chunks::new(&mut acts.expert_weights[..rows * k], GATE_ROWS * k);
                 let probabilities = Chunks::new(probabilities, GATE_ROWS * experts);
-                crew.each((probabilities, (ids, chosen)), |_, (p, (ids, weights)), _| {
-                    softmax(isa, p, experts);
-                    top_k(choice, p, ids, weights);
-                });
+                crew.each(
+                    (probabilities, (ids, chosen)),
+                    |_, (p, (ids, weights)), _| {
+                        softmax(isa, p, experts);
+                        top_k(choice, p, ids, weights);
+                    },
+                );
             }
         }
     }

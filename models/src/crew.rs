@@ -286,7 +286,8 @@ impl Member {
         }
         let notice = &board.notices[seat.index];
         // SAFETY: only the lifetime changes. No one reads the pointer after `close`, which the guard below calls before this function is left.
-        let forgotten: Work = unsafe { std::mem::transmute::<&(dyn Fn(usize, &mut Seat) + Sync), Work>(work) };
+        let forgotten: Work =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize, &mut Seat) + Sync), Work>(work) };
         // SAFETY: `state` is 0, so nobody else looks at it.
         unsafe { *notice.work.get() = Some(forgotten) };
         notice.next.store(0, Ordering::Relaxed);

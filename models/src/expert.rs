@@ -107,10 +107,16 @@ impl ExpertModule {
             let tensors = |expert: &u16| {
                 ExpertTensor::ALL.map(|which| TensorId::Expert(layer, usize::from(*expert), which))
             };
-            experts.iter().flat_map(tensors).for_each(|id| source.prefetch(id));
+            experts
+                .iter()
+                .flat_map(tensors)
+                .for_each(|id| source.prefetch(id));
         };
         spec.moe_layers().take(1).for_each(prefetch);
-        for (layer, next) in spec.moe_layers().zip(spec.moe_layers().skip(1).map(Some).chain([None])) {
+        for (layer, next) in spec
+            .moe_layers()
+            .zip(spec.moe_layers().skip(1).map(Some).chain([None]))
+        {
             // Read while this layer is packed.
             next.into_iter().for_each(prefetch);
             let mut packed = Vec::with_capacity(experts.len());
@@ -195,7 +201,10 @@ impl ExpertModule {
         while first < rows {
             let last = rows.min(first + max_rows);
             self.wave.take(offsets, first, last);
-            let Wave { experts: of, bounds } = &self.wave;
+            let Wave {
+                experts: of,
+                bounds,
+            } = &self.wave;
             self.scratch.forward(
                 self.options.isa,
                 &mut self.crew,

@@ -188,7 +188,10 @@ impl CacheHead<'_> {
                 )
             }
         };
-        (slice(self.keys, head_dim), slice(self.values, padded(head_dim)))
+        (
+            slice(self.keys, head_dim),
+            slice(self.values, padded(head_dim)),
+        )
     }
 }
 

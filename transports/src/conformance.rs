@@ -35,6 +35,7 @@ macro_rules! conformance_tests {
             misuse_is_an_error_and_changes_nothing
             a_wait_ends_when_a_frame_arrives
             a_wait_ends_when_it_is_woken
+            an_endpoint_is_ready_for_a_frame_and_for_a_wake
             a_wait_ends_after_its_timeout
             a_lost_peer_is_seen_by_all_and_once
             many_to_many_across_threads
@@ -302,6 +303,27 @@ pub fn a_wait_ends_when_it_is_woken(factory: &dyn FabricFactory) {
     assert!(started.elapsed() < HANG, "a wake did not end a wait");
     drop(end);
     waker.wake(); // must do nothing
+}
+
+/// An endpoint is ready while there is something to poll, and once for the wakes that came before.
+pub fn an_endpoint_is_ready_for_a_frame_and_for_a_wake(factory: &dyn FabricFactory) {
+    let mut ends = factory.build(SMALL);
+    let mut experts = ends.split_off(SMALL.attention.into());
+    assert!(!experts[0].ready());
+    experts[0].waker().wake();
+    experts[0].waker().wake();
+    assert!(experts[0].ready(), "a wake makes it ready");
+    assert!(!experts[0].ready(), "and is used up");
+    let lane = Lane::new(0, MicroBatch(0));
+    send(&mut ends[0], lane, 1, 10);
+    let started = Instant::now();
+    while !experts[0].ready() {
+        assert!(started.elapsed() < HANG, "a frame does not make it ready");
+        std::hint::spin_loop();
+    }
+    assert!(experts[0].ready(), "as long as it was not polled");
+    assert_eq!(next(&mut experts[0]), Event::Arrived { lane, len: 10 });
+    assert!(!experts[0].ready());
 }
 
 /// Without a frame and without a wake a wait still ends.

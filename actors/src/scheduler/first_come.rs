@@ -118,8 +118,7 @@ impl FirstCome {
         };
         let running = sum(&mut view.workers()[worker].sequences.iter().copied());
         let alive = view.workers().iter().filter(|w| w.capacity.alive).count();
-        let waiting =
-            sum(&mut view.waiting().take(enough as usize)).div_ceil(alive.max(1) as u32);
+        let waiting = sum(&mut view.waiting().take(enough as usize)).div_ceil(alive.max(1) as u32);
         let rows = running.saturating_add(waiting);
         let open = (rows / self.fill).clamp(1, micro_batches);
         if u32::from(micro_batch.0) < open {

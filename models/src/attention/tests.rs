@@ -520,7 +520,8 @@ fn the_estimate_counts_what_is_allocated() {
                 + s.projected.len()
                 + s.probabilities.len();
             let rest = PackedRows::bytes(9, spec.hidden.max(spec.heads * spec.head_dim)).unwrap()
-                + AttentionScratch::bytes(SPAN_ROWS, spec.heads_per_kv_head(), spec.head_dim).unwrap()
+                + AttentionScratch::bytes(SPAN_ROWS, spec.heads_per_kv_head(), spec.head_dim)
+                    .unwrap()
                 + FfnScratch::bytes(9, spec.hidden, dense_width(&spec)).unwrap();
             assert_eq!(estimate.scratch, 3 * acts_bytes + 4 * rows + rest);
         }
@@ -579,7 +580,10 @@ fn the_number_of_threads_changes_no_bit() {
             let blocks: Vec<u32> = (0..8).collect();
             let (prompt, other) = (tokens(3, 41), tokens(4, 7));
             let logits = |model: &mut Model| {
-                let prompts = [slice(&prompt, 0, &blocks[..4]), slice(&other, 0, &blocks[4..])];
+                let prompts = [
+                    slice(&prompt, 0, &blocks[..4]),
+                    slice(&other, 0, &blocks[4..]),
+                ];
                 let mut logits = model.step(&prompts);
                 let next = [slice(&[9], 41, &blocks[..4]), slice(&[8], 7, &blocks[4..])];
                 logits.extend(model.step(&next));

@@ -60,10 +60,7 @@ unsafe impl<'a, T: Send> Parts for Chunks<'a, T> {
         let first = index * self.size;
         // SAFETY: within the borrow, and asked for once.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.first.add(first),
-                self.size.min(self.len - first),
-            )
+            std::slice::from_raw_parts_mut(self.first.add(first), self.size.min(self.len - first))
         }
     }
 }
@@ -84,7 +81,10 @@ impl<'a, 'b, T> Cut<'a, 'b, T> {
     /// When the bounds fall, or end beyond the data.
     pub fn new(data: &'a mut [T], bounds: &'b [usize], unit: usize) -> Self {
         let last = bounds.last().map_or(0, |last| last * unit);
-        assert!(bounds.is_sorted() && last <= data.len(), "bounds lie in the data");
+        assert!(
+            bounds.is_sorted() && last <= data.len(),
+            "bounds lie in the data"
+        );
         Cut {
             first: data.as_mut_ptr(),
             bounds,
@@ -106,7 +106,10 @@ unsafe impl<'a, T: Send> Parts for Cut<'a, '_, T> {
     }
 
     unsafe fn part(&self, index: usize) -> &'a mut [T] {
-        let (first, end) = (self.bounds[index] * self.unit, self.bounds[index + 1] * self.unit);
+        let (first, end) = (
+            self.bounds[index] * self.unit,
+            self.bounds[index + 1] * self.unit,
+        );
         // SAFETY: within the borrow, and asked for once.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(first), end - first) }
     }
@@ -160,7 +163,10 @@ unsafe impl<'a> Parts for Grid<'a, '_> {
         let first = chunk * self.step;
         let columns = first..self.matrix.cols().min(first + self.step);
         // SAFETY: within the matrix, and asked for once.
-        unsafe { self.matrix.part(self.bounds[group]..self.bounds[group + 1], columns) }
+        unsafe {
+            self.matrix
+                .part(self.bounds[group]..self.bounds[group + 1], columns)
+        }
     }
 }
 

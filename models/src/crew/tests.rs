@@ -78,7 +78,9 @@ fn a_grid_covers_its_matrix() {
     assert_eq!((grid.across(), grid.count()), (3, 9));
     member.each(grid, |index, mut part, _| {
         for row in 0..part.rows() {
-            part.row(row).iter_mut().for_each(|x| *x += index as f32 + 1.0);
+            part.row(row)
+                .iter_mut()
+                .for_each(|x| *x += index as f32 + 1.0);
         }
     });
     for (i, x) in data.iter().enumerate() {
@@ -88,7 +90,11 @@ fn a_grid_covers_its_matrix() {
             2..5 => 2,
             _ => 9,
         };
-        let expected = if group == 9 || col == 9 { 0.0 } else { (group * 3 + col / 4 + 1) as f32 };
+        let expected = if group == 9 || col == 9 {
+            0.0
+        } else {
+            (group * 3 + col / 4 + 1) as f32
+        };
         assert_eq!(*x, expected, "row {row} column {col}");
     }
     let bounds = [1, 3, 4];
@@ -144,8 +150,15 @@ fn a_sleeper_is_woken_for_pieces_and_seats_come_back() {
         }
     });
     drop(owner);
-    let members: Vec<Member> = (0..Crew::seats(2, 2)).map(|_| crew.join().unwrap()).collect();
-    assert_eq!(crew.join().unwrap_err(), NoSeat { seats: members.len() });
+    let members: Vec<Member> = (0..Crew::seats(2, 2))
+        .map(|_| crew.join().unwrap())
+        .collect();
+    assert_eq!(
+        crew.join().unwrap_err(),
+        NoSeat {
+            seats: members.len()
+        }
+    );
     drop(members);
     assert!(crew.join().is_ok());
 }

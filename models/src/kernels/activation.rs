@@ -1,7 +1,7 @@
 //! The gated activation of an expert.
 
-use super::{Isa, MatrixMut};
 use super::simd::{Kernel, Simd};
+use super::{Isa, MatrixMut};
 
 /// `gate = silu(gate) * up` (SwiGLU, arXiv 2002.05202), element by element.
 ///

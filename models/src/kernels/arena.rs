@@ -125,7 +125,11 @@ impl Region {
         if huge {
             ask_for_huge_pages(&map);
         }
-        let start = map.as_ptr().align_offset(if huge { HUGE_PAGE_BYTES } else { BLOCK_ALIGN_BYTES });
+        let start = map.as_ptr().align_offset(if huge {
+            HUGE_PAGE_BYTES
+        } else {
+            BLOCK_ALIGN_BYTES
+        });
         let place = &mut map[start..start + bytes];
         crew.each(Chunks::new(place, HUGE_PAGE_BYTES), |_, chunk, _| {
             for page in chunk.chunks_mut(PAGE_BYTES) {

@@ -83,7 +83,9 @@ impl<'a> MatrixMut<'a> {
         debug_assert!(rows.end <= self.rows && cols.end <= self.cols);
         MatrixMut {
             // Wrapping, for a matrix without rows has no elements to point at.
-            first: self.first.wrapping_add(rows.start * self.stride + cols.start),
+            first: self
+                .first
+                .wrapping_add(rows.start * self.stride + cols.start),
             rows: rows.len(),
             cols: cols.len(),
             ..*self

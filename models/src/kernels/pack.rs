@@ -112,7 +112,8 @@ impl PackedMatrix {
         let per_piece = (PIECE_WORDS / panel_words.max(1)).max(1);
         let pieces = Chunks::new(&mut data[..], (per_piece * panel_words).max(1));
         arena.crew().each(pieces, |piece, data, _| {
-            let columns = piece * per_piece * PANEL_COLUMNS..(piece + 1) * per_piece * PANEL_COLUMNS;
+            let columns =
+                piece * per_piece * PANEL_COLUMNS..(piece + 1) * per_piece * PANEL_COLUMNS;
             let mut first = 0;
             for view in views {
                 let end = first + view.rows;

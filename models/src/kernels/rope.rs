@@ -7,9 +7,9 @@ use std::f64::consts::PI;
 
 use crate::spec::{Rope, RopeScaling};
 
-use super::{Isa, MatrixMut};
 use super::norm::rms_norm_in_place;
 use super::simd::{Kernel, Simd};
+use super::{Isa, MatrixMut};
 
 /// Cosines and sines of every position and frequency.
 #[derive(Debug)]

@@ -193,7 +193,11 @@ impl PackedRows {
         let ((first, start), (last, end)) = (self.groups[group], self.groups[group + 1]);
         PackedGroup {
             data: &self.data[start * self.layout.words..end * self.layout.words],
-            tiles: if start == end { &[0] } else { &self.tiles[first..=last] },
+            tiles: if start == end {
+                &[0]
+            } else {
+                &self.tiles[first..=last]
+            },
             layout: self.layout,
         }
     }
@@ -295,7 +299,10 @@ impl<'a> TileParts<'a> {
     /// When there are fewer rows.
     pub(crate) fn beside<'d, T>(&self, data: &'d mut [T], unit: usize) -> Beside<'a, 'd, T> {
         let rows = self.tiles[self.tiles.len() - 1];
-        assert!(rows * unit <= data.len(), "{rows} rows of {unit} lie in the data");
+        assert!(
+            rows * unit <= data.len(),
+            "{rows} rows of {unit} lie in the data"
+        );
         Beside {
             first: data.as_mut_ptr(),
             unit,
