@@ -21,7 +21,7 @@ fn main() {
     let mut arena = Arena::new(4 * WORDS, &mut crew);
     let mut words = arena.block(WORDS);
     words.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
-    println!("{:>8}  {:>12}  {}", "threads", "reads GB/s", "products G/s");
+    println!(" threads    reads GB/s  products and sums, G/s");
     for threads in [1, cores] {
         let chunk = WORDS / threads;
         let time = best(|| {
@@ -62,6 +62,9 @@ fn on_threads(threads: usize, work: impl Fn(usize) + Sync) {
     });
 }
 
+/// A kind of product, and a function that does [`OPERATIONS`] of it.
+type Peak = (&'static str, fn() -> f32);
+
 /// Operations (a product and a sum are two) of one call of a peak's function.
 const OPERATIONS: u64 = 1 << 31;
 
@@ -95,7 +98,7 @@ fn read(words: &[u32]) -> u32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn peaks() -> Vec<(&'static str, fn() -> f32)> {
+fn peaks() -> Vec<Peak> {
     use std::arch::x86_64::*;
 
     /// Twelve chains hide the latency of any of these instructions, and stay in registers.
@@ -160,23 +163,34 @@ fn peaks() -> Vec<(&'static str, fn() -> f32)> {
         sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
     }
 
-    let mut peaks: Vec<(&'static str, fn() -> f32)> = Vec::new();
-    // SAFETY, of all four: called only where the features were detected.
+    let mut peaks: Vec<Peak> = Vec::new();
     if is_x86_feature_detected!("avx512f") {
-        peaks.push(("f32 (AVX-512)", || unsafe { f32_512() }));
+        peaks.push(("f32 (AVX-512)", || {
+            // SAFETY: just detected.
+            unsafe { f32_512() }
+        }));
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        peaks.push(("f32 (AVX2)", || unsafe { f32_256() }));
+        peaks.push(("f32 (AVX2)", || {
+            // SAFETY: just detected.
+            unsafe { f32_256() }
+        }));
     }
     if is_x86_feature_detected!("avx512bf16") {
-        peaks.push(("bf16", || unsafe { bf16_512() }));
+        peaks.push(("bf16", || {
+            // SAFETY: just detected.
+            unsafe { bf16_512() }
+        }));
     }
     if is_x86_feature_detected!("avx512vnni") {
-        peaks.push(("int8", || unsafe { int8_512() }));
+        peaks.push(("int8", || {
+            // SAFETY: just detected.
+            unsafe { int8_512() }
+        }));
     }
     peaks
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn peaks() -> Vec<(&'static str, fn() -> f32)> {
+fn peaks() -> Vec<Peak> {
     Vec::new()
 }

@@ -65,9 +65,11 @@ fn metrics_count_what_happened() {
     // An answer is counted when it is out, which the client may see first.
     wait_until("both are counted", || {
         let done = "volley_http_requests_total{route=\"/v1/completions\",status=\"200\"}";
-        value(done) >= requests + 1.0 && value(refused) >= 1.0
+        value(done) >= requests + 1.0
+            && value(refused) >= 1.0
+            // Servers of other tests count in the same series, so the request seen above may be another's.
+            && value("volley_generation_tokens_total") >= tokens + 5.0
     });
-    assert!(value("volley_generation_tokens_total") >= tokens + 5.0);
     // Every server of this process shares the gauge and sets it to zero when it starts, so only that it is there can be held.
     assert!(value("volley_http_requests_in_flight").is_finite());
     assert!(value("volley_time_to_first_token_seconds_count") >= 1.0);
