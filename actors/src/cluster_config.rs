@@ -77,7 +77,7 @@ impl ClusterConfig {
         }
     }
 
-    /// Rows with which a micro-batch gives every expert [`ROWS_PER_EXPERT`] on average.
+    /// Rows with which a micro-batch gives every expert 16 on average.
     pub fn filling_rows(spec: &ModelSpec) -> u32 {
         (ROWS_PER_EXPERT * spec.experts).div_ceil(spec.top_k.max(1)) as u32
     }

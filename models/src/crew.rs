@@ -9,7 +9,7 @@
 //! piece's result does not depend on the thread. The owner waits at the end, for pieces that others began.
 //!
 //! Threads spin while the cluster is busy, because waking a thread costs more than most pieces. They do so only while there are no more
-//! awake members than the crew has threads, give way to other threads at every turn, and sleep when nothing came for [`SPIN`].
+//! awake members than the crew has threads, give way to other threads at every turn, and sleep when nothing came for a few hundred microseconds.
 
 #![allow(unsafe_code)]
 
