@@ -62,7 +62,7 @@ impl ClusterConfig {
             attention_workers: 1,
             expert_workers: 1,
             micro_batches: 2,
-            micro_batch_rows: Self::filling_rows(spec),
+            micro_batch_rows: Self::filling_rows(spec, 1),
             threads: Self::cores(),
             dtype: ComputeType::for_stored(spec.stored_as),
             quantize: None,
@@ -77,9 +77,10 @@ impl ClusterConfig {
         }
     }
 
-    /// Rows with which a micro-batch gives every expert 16 on average.
-    pub fn filling_rows(spec: &ModelSpec) -> u32 {
-        (ROWS_PER_EXPERT * spec.experts).div_ceil(spec.top_k.max(1)) as u32
+    /// Rows that each of so many attention workers brings to a micro-batch which gives every expert 16 on average.
+    pub fn filling_rows(spec: &ModelSpec, attention_workers: u16) -> u32 {
+        let rows = (ROWS_PER_EXPERT * spec.experts).div_ceil(spec.top_k.max(1));
+        rows.div_ceil(usize::from(attention_workers.max(1))) as u32
     }
 
     /// Cores of this machine that this process may use.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use parts::{Chunks, Cut, Grid, Parts};
+pub use parts::{Chunks, Grid, Parts};
 
 /// How long a member looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(300);
@@ -148,10 +148,9 @@ impl Crew {
 impl Drop for Crew {
     fn drop(&mut self) {
         self.board.closing.store(true, Ordering::SeqCst);
-        for notice in &self.board.notices {
-            notice.rouse();
-        }
         for helper in self.helpers.drain(..) {
+            // Remembered, should it only be about to sleep.
+            helper.thread().unpark();
             // It catches the panics of pieces, so it does not panic.
             let _ = helper.join();
         }
@@ -290,6 +289,8 @@ impl Member {
             unsafe { std::mem::transmute::<&(dyn Fn(usize, &mut Seat) + Sync), Work>(work) };
         // SAFETY: `state` is 0, so nobody else looks at it.
         unsafe { *notice.work.get() = Some(forgotten) };
+        // An operation whose owner panicked did not look at it.
+        notice.panicked.store(false, Ordering::Relaxed);
         notice.next.store(0, Ordering::Relaxed);
         notice.pieces.store(pieces, Ordering::Relaxed);
         notice.state.store(OPEN, Ordering::Release);
@@ -306,7 +307,7 @@ impl Member {
         }
         drop(guard);
         assert!(
-            !notice.panicked.swap(false, Ordering::Relaxed),
+            !notice.panicked.load(Ordering::Relaxed),
             "a piece of this operation panicked on a helping thread"
         );
     }
@@ -322,16 +323,17 @@ impl Member {
                 }
                 match self.help(&mut ready) {
                     Help::Ready => return true,
-                    Help::Done => last = Instant::now(),
+                    Help::Done => {
+                        last = Instant::now();
+                        if last - began > HELP_AT_MOST {
+                            return true;
+                        }
+                    }
                     Help::Nothing => std::hint::spin_loop(),
                 }
             }
-            let now = Instant::now();
-            if now - began > HELP_AT_MOST {
-                return true;
-            }
             let crowded = self.board.awake.load(Ordering::Relaxed) > self.board.threads;
-            if crowded || now - last > SPIN {
+            if crowded || last.elapsed() > SPIN {
                 return false;
             }
             std::thread::yield_now();
@@ -391,8 +393,7 @@ impl Member {
         let closing = || board.closing.load(Ordering::Relaxed);
         while !closing() {
             if !self.help_until(closing) {
-                // Not for ever: a close that came just before is seen at the next turn.
-                self.sleep(|| std::thread::park_timeout(Duration::from_secs(1)));
+                self.sleep(std::thread::park);
             }
         }
     }

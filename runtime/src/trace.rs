@@ -49,7 +49,8 @@ Open the file in https://ui.perfetto.dev: one row for each worker.
 
 The summary is of the steps that only decode. T_a and T_e are a step's computing on the two sides, T_c the frames' way there and back,
 each summed over the layers. With m micro-batches a step can be no shorter than m * max(T_a, T_e), the busier side's work, nor than
-T_a + T_e + T_c, the way of one micro-batch. Without the ping-pong, the m micro-batches would take m * (T_a + T_e + T_c).";
+T_a + T_e + T_c, the way of one micro-batch. The requests are spread over all m (as with --micro-batch-rows 1), which a server does
+only if each gets enough of them. Without the ping-pong, the m micro-batches would take m * (T_a + T_e + T_c).";
 
 /// Records, writes and prints.
 ///
@@ -58,7 +59,9 @@ T_a + T_e + T_c, the way of one micro-batch. Without the ping-pong, the m micro-
 pub fn run(args: TraceArgs) -> Result<(), Failure> {
     let config = args
         .config
-        .with_default("limits.max_waiting", args.batch.max(1024));
+        .with_default("limits.max_waiting", args.batch.max(1024))
+        // The rally is what is to be seen, also where it does not pay.
+        .with_default("cluster.micro_batch_rows", 1);
     let raw = config.load()?;
     logging::start(&raw.log);
     let tokens = args.input_len.saturating_add(args.tokens);

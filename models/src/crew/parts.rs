@@ -65,56 +65,6 @@ unsafe impl<'a, T: Send> Parts for Chunks<'a, T> {
     }
 }
 
-/// A slice cut at given places.
-#[derive(Debug)]
-pub struct Cut<'a, 'b, T> {
-    first: *mut T,
-    bounds: &'b [usize],
-    unit: usize,
-    data: PhantomData<&'a mut [T]>,
-}
-
-impl<'a, 'b, T> Cut<'a, 'b, T> {
-    /// Part `i` is elements `bounds[i] * unit..bounds[i + 1] * unit`.
-    ///
-    /// # Panics
-    /// When the bounds fall, or end beyond the data.
-    pub fn new(data: &'a mut [T], bounds: &'b [usize], unit: usize) -> Self {
-        let last = bounds.last().map_or(0, |last| last * unit);
-        assert!(
-            bounds.is_sorted() && last <= data.len(),
-            "bounds lie in the data"
-        );
-        Cut {
-            first: data.as_mut_ptr(),
-            bounds,
-            unit,
-            data: PhantomData,
-        }
-    }
-}
-
-// SAFETY: threads get disjoint parts of an exclusive borrow.
-unsafe impl<T: Send> Sync for Cut<'_, '_, T> {}
-
-// SAFETY: the bounds rise, so parts are disjoint.
-unsafe impl<'a, T: Send> Parts for Cut<'a, '_, T> {
-    type Part = &'a mut [T];
-
-    fn count(&self) -> usize {
-        self.bounds.len().saturating_sub(1)
-    }
-
-    unsafe fn part(&self, index: usize) -> &'a mut [T] {
-        let (first, end) = (
-            self.bounds[index] * self.unit,
-            self.bounds[index + 1] * self.unit,
-        );
-        // SAFETY: within the borrow, and asked for once.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(first), end - first) }
-    }
-}
-
 /// A matrix cut into groups of rows at given places, and each group into chunks of columns. Parts are numbered group by group.
 #[derive(Debug)]
 pub struct Grid<'a, 'b> {

@@ -37,7 +37,10 @@ pub struct ArenaBlock {
 impl<'c> Arena<'c> {
     /// A region of `bytes` bytes, zeroed: all of it is resident when this returns.
     ///
-    /// Sizes come from a module's checked estimate; like every allocation, it aborts where memory is out.
+    /// Sizes come from a module's checked estimate.
+    ///
+    /// # Panics
+    /// When the system has no such memory.
     pub fn new(bytes: usize, crew: &'c mut Member) -> Self {
         Arena {
             region: Arc::new(Region::new(bytes, crew)),

@@ -117,7 +117,7 @@ impl PackedRows {
         self.pack_groups(&mut Member::alone(), kind, x, &[0, m], k);
     }
 
-    /// Takes rows in groups: group `g` is rows `bounds[g]..bounds[g + 1]` of `x`, of `k` elements each. Empty groups are left out of nothing: they keep their number.
+    /// Takes rows in groups: group `g` is rows `bounds[g]..bounds[g + 1]` of `x`, of `k` elements each. An empty group keeps its number.
     ///
     /// # Panics
     /// When the bounds are not those of `x`, or larger than the room.
@@ -174,12 +174,12 @@ impl PackedRows {
 
     /// The tiles to be packed, in pieces worth the while.
     pub(crate) fn parts(&mut self) -> TileParts<'_> {
-        let per_row = self.layout.words.max(1);
-        let height = self.tiles.get(1).copied().unwrap_or(1).max(1);
+        let tiles = self.tiles.len() - 1;
+        let words = self.tiles[tiles] * self.layout.words;
         TileParts {
             first: self.data.as_mut_ptr(),
             tiles: &self.tiles,
-            per_piece: (PIECE_WORDS / (per_row * height)).max(1),
+            per_piece: (PIECE_WORDS * tiles / words.max(1)).max(1),
             layout: self.layout,
             data: PhantomData,
         }

@@ -178,7 +178,7 @@ impl Settings {
                 expert_workers: cluster.expert_workers,
                 micro_batches: cluster.micro_batches,
                 micro_batch_rows: match cluster.micro_batch_rows {
-                    Auto::Auto => ClusterConfig::filling_rows(spec),
+                    Auto::Auto => ClusterConfig::filling_rows(spec, cluster.attention_workers),
                     Auto::Value(rows) => rows,
                 },
                 threads: match cluster.threads {

@@ -72,6 +72,18 @@ fn defaults_follow_from_the_model() {
 }
 
 #[test]
+fn experts_get_sixteen_rows_of_a_micro_batch_from_all_attention_workers_together() {
+    let spec = spec();
+    let rows = |flags: &[(&'static str, &str)]| {
+        let settings = resolve(flags, PLENTY, Demand::Serving).unwrap();
+        settings.cluster.micro_batch_rows as usize
+    };
+    assert_eq!(rows(&[]) * spec.top_k, 16 * spec.experts);
+    assert_eq!(2 * rows(&[("cluster.attention_workers", "2")]), rows(&[]));
+    assert_eq!(rows(&[("cluster.micro_batch_rows", "5")]), 5);
+}
+
+#[test]
 fn a_long_context_is_capped_unless_asked_for() {
     let mut spec = spec();
     spec.max_positions = 131_072;
