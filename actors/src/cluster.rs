@@ -16,7 +16,7 @@ use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
-use crate::supervisor::{CrashWorker, LoadProgress, LoadReporter, Shutdown, Supervisor};
+use crate::supervisor::{CrashWorker, LoadProgress, LoadReporter, Shutdown, Site, Supervisor};
 use crate::timeline::Timeline;
 use crate::worker::Blueprint;
 
@@ -89,7 +89,10 @@ impl Cluster {
                 let scheduler = scheduler
                     .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
                 let frontend = Frontend::new(limits, scheduler, clock).start();
-                let supervisor = Supervisor::new(blueprint, frontend.clone(), started).start();
+                let spec = blueprint.weights.spec().clone();
+                let site = Site::Here(Arc::new(blueprint));
+                let supervisor =
+                    Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
                 (frontend, supervisor)
             });
             let _ = built.send(addresses);

@@ -7,9 +7,10 @@ use volley_models::{
     AttentionModule, AttentionOptions, ComputeType, Crew, ExpertModule, ExpertOptions, Isa,
     ModelSpec, Quantization,
 };
-use volley_transports::{Element, Epoch, ExchangeShape, Placement};
+use volley_transports::{Element, Epoch, ExchangeShape};
 
 use crate::cluster_error::ClusterError;
+use crate::roster::RosterShape;
 use crate::timeline::Span;
 
 /// Rows of one expert computed at once; larger groups are worked off in pieces, so that scratch stays small.
@@ -47,6 +48,10 @@ pub struct ClusterConfig {
     pub prefill_tokens: u32,
     /// Requests that may wait for a place.
     pub max_waiting: usize,
+    /// Expert workers that hold each expert (R): the first that lives computes it.
+    pub expert_replicas: u16,
+    /// Experts of a layer that a worker may take over from lost ones, beside its own.
+    pub spare_experts: u16,
     /// How long a worker waits for a peer's frame before it calls the peer lost.
     pub peer_deadline: Duration,
     /// Spans of the timeline kept for each worker; 0 records none.
@@ -72,6 +77,8 @@ impl ClusterConfig {
             max_rows: 512,
             prefill_tokens: 256,
             max_waiting: 1024,
+            expert_replicas: 1,
+            spare_experts: 0,
             peer_deadline: Duration::from_secs(30),
             timeline_spans: 0,
         }
@@ -112,6 +119,18 @@ impl ClusterConfig {
         };
         range("attention_workers", self.attention_workers.into(), 1, 1024)?;
         range("expert_workers", self.expert_workers.into(), 1, 1024)?;
+        range(
+            "expert_replicas",
+            self.expert_replicas.into(),
+            1,
+            self.expert_workers.into(),
+        )?;
+        range(
+            "spare_experts",
+            self.spare_experts.into(),
+            0,
+            spec.experts as u64,
+        )?;
         range("micro_batches", self.micro_batches.into(), 1, 64)?;
         range(
             "micro_batch_rows",
@@ -163,10 +182,10 @@ impl ClusterConfig {
             u64::from(self.expert_workers),
         );
         let merged = shape.max_merged()?;
-        let placement = Placement::even(Epoch(0), spec.experts as u16, self.expert_workers)?;
+        let placement = self.roster(spec).placement(Epoch(0))?;
         let mut experts = (0, 0);
         for worker in 0..self.expert_workers {
-            let local = usize::from(placement.max_local_experts(worker));
+            let local = usize::from(placement.max_local_experts(worker) + self.spare_experts);
             let estimate = ExpertModule::memory(spec, local, self.expert_options(merged))?;
             experts = (
                 experts.0 + estimate.weights as u64,
@@ -211,6 +230,17 @@ impl ClusterConfig {
     /// Attention and expert workers together.
     pub(crate) fn workers(&self) -> usize {
         usize::from(self.attention_workers) + usize::from(self.expert_workers)
+    }
+
+    /// The seats, and how experts are spread over them.
+    pub fn roster(&self, spec: &ModelSpec) -> RosterShape {
+        RosterShape {
+            attention: self.attention_workers,
+            expert_workers: self.expert_workers,
+            experts: spec.experts as u16,
+            replicas: self.expert_replicas,
+            spare: self.spare_experts,
+        }
     }
 
     pub(crate) fn shape(&self, spec: &ModelSpec) -> Result<ExchangeShape, ClusterError> {

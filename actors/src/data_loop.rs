@@ -9,17 +9,18 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use volley_models::Member;
 use volley_models::crew::Wake;
-use volley_transports::{Endpoint, Waker, WorkerId};
+use volley_transports::{Detached, Endpoint, Waker, WorkerId};
 
-use crate::placement_map::Grouping;
+use crate::grouping::Grouping;
 
 /// What a data loop is told.
 pub(crate) enum Signal<C> {
     /// Something of its own.
     Command(C),
-    /// A new epoch: other lanes, perhaps another placement. What is under way is void.
+    /// A new epoch: other lanes, perhaps another placement. Exchanges under way are void.
     Regroup(Box<dyn Endpoint>, Grouping),
     /// Panic, as a defect would make it: for trying out what a failure does.
     Crash,
@@ -28,7 +29,7 @@ pub(crate) enum Signal<C> {
 }
 
 /// Why a data loop ended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Exit {
     /// It was told to.
     Stopped,
@@ -36,6 +37,12 @@ pub(crate) enum Exit {
     NotLoaded(String),
     /// It found something that must not be, or panicked.
     Failed(String),
+}
+
+impl Exit {
+    pub(crate) fn not_loaded(error: impl ToString) -> Self {
+        Exit::NotLoaded(error.to_string())
+    }
 }
 
 /// A thread that runs a data loop, and the way to it.
@@ -47,13 +54,13 @@ pub(crate) struct DataLoop<C> {
 }
 
 impl<C: Send + 'static> DataLoop<C> {
-    /// Starts `body` on a thread named after the worker. `ended` is called on that thread with the reason of its end, panics included.
+    /// Starts `body` on a thread named after the worker, with no lanes yet. `ended` is called on that thread with the reason of its end, panics included.
     pub(crate) fn start(
         worker: WorkerId,
-        endpoint: Box<dyn Endpoint>,
         body: impl FnOnce(Box<dyn Endpoint>, mpsc::Receiver<Signal<C>>) -> Exit + Send + 'static,
         ended: impl FnOnce(Exit) + Send + 'static,
     ) -> std::io::Result<Self> {
+        let endpoint: Box<dyn Endpoint> = Box::new(Detached::new(worker));
         let waker = endpoint.waker();
         let (inbox, receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()

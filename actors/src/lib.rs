@@ -14,14 +14,17 @@ mod cluster_error;
 mod data_loop;
 mod expert;
 mod frontend;
+mod grouping;
 mod metered;
 pub mod metric_names;
-mod placement_map;
+
 pub mod protocol;
 mod request;
+mod roster;
 mod scheduler;
 mod supervisor;
 mod timeline;
+mod voice;
 mod worker;
 
 pub use attention::{LOGPROBS_MAX, Rally, Sampler, Sequence, SequenceError, Sequences, Task, Wait};
@@ -36,6 +39,7 @@ pub use frontend::{
 pub use request::{
     FinishReason, Request, RequestEvent, Sampling, SamplingError, SubmitError, TokenLogprob,
 };
+pub use roster::RosterShape;
 pub use scheduler::{
     Accepted, AcceptedWork, Consult, FirstCome, Policy, PolicyScheduler, Scheduler, SchedulerActor,
     SchedulerHandle, SequenceView, StartScheduler, View, WorkerView, scheduler,

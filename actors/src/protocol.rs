@@ -8,7 +8,9 @@
 //!   possible; what is not is named in a [`SchedulerEvent::Refused`], and nothing else is disturbed by it.
 //! * Each accepted plan is one *step* of one micro-batch and ends in exactly one [`StepDone`].
 //! * Up to [`PLANS_AHEAD`] plans of a micro-batch may be under way, so that the next step can be planned while the last one runs.
-//! * [`SchedulerEvent::MembershipChanged`] voids all that came before it; every sequence that is not at its end is submitted anew behind it.
+//! * [`SchedulerEvent::MembershipChanged`] concerns only what is on workers that are gone or new ([`AttentionCapacity::since`]): their sequences leave the books, also
+//!   from steps under way, and each that is not at its end is submitted again right behind the event. All else goes on. A step whose only sequences left ends as any other.
+//! * A scheduler that is started while the cluster runs is first told everything at once: [`SchedulerEvent::Introduced`].
 //!
 //! A scheduler that panics or is late loses no request: requests live in the frontend.
 
@@ -46,13 +48,16 @@ pub enum SchedulerEvent {
     Cancel(SequenceId),
     /// A step came to its end.
     StepDone(StepDone),
-    /// The cluster's workers changed, at start and after failures. Begin with empty books.
+    /// The cluster's workers changed, at start and after failures.
     MembershipChanged(Membership),
+    /// Takes the place of a scheduler that died: the workers, and every sequence that is not at its end, with what its worker holds of it. No step is under way.
+    /// Begin with empty books.
+    Introduced(Membership, Vec<Submit>),
     /// Parts of a plan could not be carried out.
     Refused(Vec<Refusal>),
 }
 
-/// A new sequence, as far as scheduling is concerned.
+/// A sequence, as far as scheduling is concerned.
 #[derive(Debug, Clone)]
 pub struct Submit {
     /// Its name.
@@ -67,6 +72,17 @@ pub struct Submit {
     pub priority: i32,
     /// When it arrived.
     pub arrived: Now,
+    /// What a worker has computed of it already; none for a sequence that waits for a place.
+    pub held: Option<Held>,
+}
+
+/// A sequence's place, between steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The attention worker with its KV cache.
+    pub worker: u16,
+    /// Tokens whose keys and values are in the cache.
+    pub computed: u32,
 }
 
 /// The workers of the cluster and their limits.
@@ -85,6 +101,8 @@ pub struct Membership {
 pub struct AttentionCapacity {
     /// Whether it can be given work.
     pub alive: bool,
+    /// The epoch with which this incarnation of the worker began. Of an earlier one nothing is left.
+    pub since: Epoch,
     /// KV cache blocks.
     pub kv_blocks: u32,
     /// Tokens of one block.
@@ -244,15 +262,27 @@ pub enum AttentionCommand {
     Release(SequenceId),
     /// Take a step when the previous one of the micro-batch has ended.
     Step(AttentionStep),
-    /// Forget every sequence: the membership changed, all of them start over.
-    Reset,
 }
 
 impl actix::Message for AttentionCommand {
     type Result = ();
 }
 
-impl actix::Message for StepReport {
+/// What an attention worker says to the frontend, in order.
+#[derive(Debug, Clone)]
+pub enum AttentionWord {
+    /// A step came to its end.
+    Step(StepReport),
+    /// It is in a new epoch. What it had not reported before this is void, and has to be given to it again.
+    Moved {
+        /// Index of the worker.
+        worker: u16,
+        /// The new epoch.
+        epoch: Epoch,
+    },
+}
+
+impl actix::Message for AttentionWord {
     type Result = ();
 }
 

@@ -1,34 +1,43 @@
-//! The supervisor: starts every worker, rebuilds those that are lost, and moves the rest to new lanes.
+//! The supervisor: fills the seats with workers, hears how they fare, and begins an epoch whenever the [`Roster`] calls for one.
 //!
-//! A loss is answered by *regrouping*: a new epoch with a new fabric. Lanes that a lost worker held are gone with it, so all workers get new ones; workers
-//! that live keep their weights. When every worker has loaded, the frontend is told, and every request goes on from its prompt and the tokens
-//! it has: the same answer always (DESIGN D6) makes that invisible but for the pause.
+//! In one process the supervisor starts the workers and rebuilds those that are lost. Workers of other processes come and go by themselves ([`Joined`]).
+//! Either way a loss costs a pause and nothing else: workers that are left keep their weights and their sequences, and what was under way is given out
+//! again under the new epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use metrics::{Counter, counter};
-use volley_transports::{Endpoint, Epoch, InProcessFabric, Placement, Role, Spin, WorkerId};
+use volley_models::ModelSpec;
+use volley_transports::{Endpoint, Epoch, InProcessFabric, Role, Spin, WorkerId};
 
+use crate::clock::Clock;
+use crate::cluster_config::ClusterConfig;
 use crate::cluster_error::ClusterError;
 use crate::data_loop::Exit;
-use crate::expert::ExpertCommand;
 use crate::frontend::{AskStatus, Drain, Frontend, GiveUp, Regrouped};
+use crate::grouping::Grouping;
 use crate::metered::Metered;
-use crate::placement_map::Grouping;
-use crate::protocol::{AttentionCapacity, AttentionCommand, Membership};
-use crate::worker::{Blueprint, Worker};
-use crate::{attention, expert, metric_names};
+use crate::metric_names;
+use crate::protocol::{AttentionCapacity, AttentionCommand, AttentionWord, Membership};
+use crate::roster::Roster;
+use crate::voice::{Ear, WorkerWord};
+use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
 
-/// Losses within [`LOSS_WINDOW`] after which the cluster gives up: something is wrong that a restart does not mend.
+/// Losses within [`LOSS_WINDOW`] after which a cluster in one process gives up: something is wrong that a restart does not mend.
 const LOSSES_MAX: usize = 5;
 /// See [`LOSSES_MAX`].
 const LOSS_WINDOW: Duration = Duration::from_secs(60);
 /// A worker that is accused has this long to be reported dead before it is taken for dead.
 const ACCUSED_GRACE: Duration = Duration::from_millis(100);
+/// How often bars that have ended and workers that do not move are looked for.
+const TICK: Duration = Duration::from_millis(50);
+/// How often a cluster that waits for workers says for whom.
+const MISSED_EVERY: Duration = Duration::from_secs(5);
 
 /// How far a worker has loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,179 +72,309 @@ impl LoadReporter {
 
 /// See the module.
 pub(crate) struct Supervisor {
-    blueprint: Arc<Blueprint>,
+    site: Site,
+    clock: Clock,
+    config: ClusterConfig,
     frontend: Addr<Frontend>,
     /// Told once, when all workers have loaded for the first time or one cannot.
     started: Option<mpsc::Sender<Result<(), ClusterError>>>,
-    epoch: u32,
-    attention: BTreeMap<u16, Seat<AttentionCommand>>,
-    experts: BTreeMap<u16, Seat<ExpertCommand>>,
-    loading: BTreeSet<WorkerId>,
+    roster: Roster,
+    seats: BTreeMap<WorkerId, Seat>,
+    /// Attention workers that have not said that they are in the epoch which began at this time.
+    moving: BTreeSet<WorkerId>,
+    regrouped: Instant,
     next_life: u64,
     losses: Vec<Instant>,
     stopping: bool,
+    /// When it was last said for whom the cluster waits.
+    missed: Instant,
 }
 
-/// A worker in its place. `C` is what it is told.
-struct Seat<C: Send + Unpin + 'static> {
-    life: u64,
-    addr: Addr<Worker<C>>,
+/// Where the workers are.
+pub(crate) enum Site {
+    /// On threads of this process, which the supervisor starts.
+    Here(Arc<Blueprint>),
+    /// In processes of their own.
+    Afar,
+}
+
+/// The way to a worker in its seat.
+pub(crate) struct Seat {
+    pub(crate) orders: Recipient<Order>,
+    pub(crate) stop: Recipient<StopWorker>,
+    /// To an attention worker.
+    pub(crate) commands: Option<Recipient<AttentionCommand>>,
+    /// Where an expert worker of another process takes lanes.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// Carries words of workers in this process to its actors.
+struct Here {
+    supervisor: Addr<Supervisor>,
+    frontend: Recipient<AttentionWord>,
+}
+
+impl Ear for Here {
+    fn word(&self, worker: WorkerId, life: u64, word: WorkerWord) {
+        // Words of a worker's life are few, so the mailbox bound does not matter to them.
+        self.supervisor.do_send(Heard { worker, life, word });
+    }
+
+    fn report(&self, word: AttentionWord) -> Option<AttentionWord> {
+        match self.frontend.try_send(word) {
+            Err(SendError::Full(word)) => Some(word),
+            // Without a frontend there is nobody to report to; the worker is about to be stopped.
+            Ok(()) | Err(SendError::Closed(_)) => None,
+        }
+    }
 }
 
 impl Supervisor {
     pub(crate) fn new(
-        blueprint: Blueprint,
+        site: Site,
+        clock: Clock,
+        config: ClusterConfig,
+        spec: &ModelSpec,
         frontend: Addr<Frontend>,
         started: mpsc::Sender<Result<(), ClusterError>>,
     ) -> Self {
         Supervisor {
-            blueprint: Arc::new(blueprint),
+            site,
+            clock,
+            roster: Roster::new(config.roster(spec)),
+            config,
             frontend,
             started: Some(started),
-            epoch: 0,
-            attention: BTreeMap::new(),
-            experts: BTreeMap::new(),
-            loading: BTreeSet::new(),
+            seats: BTreeMap::new(),
+            moving: BTreeSet::new(),
+            regrouped: Instant::now(),
             next_life: 0,
             losses: Vec::new(),
             stopping: false,
+            missed: Instant::now(),
         }
     }
 
-    /// Begins a new epoch: new lanes for all, new workers where there are none.
-    fn regroup(&mut self, ctx: &mut Context<Self>) -> Result<(), ClusterError> {
-        self.epoch += 1;
-        let config = &self.blueprint.config;
-        let experts = self.blueprint.weights.spec().experts as u16;
-        let epoch = Epoch(self.epoch);
-        let placement = Arc::new(Placement::even(epoch, experts, config.expert_workers)?);
-        let grouping = Grouping { epoch, placement };
-        let topology = self.blueprint.shape.topology(config.micro_batches)?;
-        // The crew spins, and does something useful meanwhile.
-        for endpoint in InProcessFabric::build_with(topology, Spin::NONE)? {
-            let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(Box::new(endpoint)));
-            self.seat(endpoint, grouping.clone(), ctx)?;
+    /// Starts a worker in every empty seat, if workers are ours to start.
+    fn fill_seats(&mut self, ctx: &Context<Self>) -> Result<(), ClusterError> {
+        let Site::Here(blueprint) = &self.site else {
+            return Ok(());
+        };
+        for worker in self.roster.empty_seats() {
+            self.next_life += 1;
+            let life = self.next_life;
+            let ear = Arc::new(Here {
+                supervisor: ctx.address(),
+                frontend: self.frontend.clone().recipient(),
+            });
+            let addr = Worker::new(Arc::clone(blueprint), worker, life, ear)
+                .map_err(|error| ClusterError::Thread { worker, error })?
+                .start();
+            self.roster.seat(worker, life);
+            let commands = (worker.role == Role::Attention).then(|| addr.clone().recipient());
+            let seat = Seat {
+                orders: addr.clone().recipient(),
+                stop: addr.recipient(),
+                commands,
+                address: None,
+            };
+            self.seats.insert(worker, seat);
         }
-        self.announce_when_loaded();
         Ok(())
     }
 
-    /// Moves the worker of this endpoint to its new lanes, or starts one where there is none.
-    fn seat(
-        &mut self,
-        endpoint: Box<dyn Endpoint>,
-        grouping: Grouping,
-        ctx: &mut Context<Self>,
-    ) -> Result<(), ClusterError> {
-        let worker = endpoint.id();
-        let failed = |error| ClusterError::Thread { worker, error };
-        let supervisor = ctx.address();
-        match worker.role {
-            Role::Attention => {
-                if let Some(seat) = self.attention.get(&worker.index) {
-                    seat.addr.do_send(Regroup { endpoint, grouping });
-                    return Ok(());
-                }
-                let (blueprint, life) = (Arc::clone(&self.blueprint), self.life());
-                let frontend = self.frontend.clone().recipient();
-                let started = attention::start(
-                    blueprint, worker, life, grouping, endpoint, supervisor, frontend,
-                );
-                let addr = started.map_err(failed)?.start();
-                self.attention.insert(worker.index, Seat { life, addr });
-            }
-            Role::Expert => {
-                if let Some(seat) = self.experts.get(&worker.index) {
-                    seat.addr.do_send(Regroup { endpoint, grouping });
-                    return Ok(());
-                }
-                let (blueprint, life) = (Arc::clone(&self.blueprint), self.life());
-                let started =
-                    expert::start(blueprint, worker, life, grouping, endpoint, supervisor);
-                let addr = started.map_err(failed)?.start();
-                self.experts.insert(worker.index, Seat { life, addr });
-            }
-        }
-        self.loading.insert(worker);
-        Ok(())
-    }
-
-    fn life(&mut self) -> u64 {
-        self.next_life += 1;
-        self.next_life
-    }
-
-    fn announce_when_loaded(&mut self) {
-        if !self.loading.is_empty() {
+    /// Begins an epoch if one is due, and has experts adopted that nobody holds.
+    fn advance(&mut self) {
+        if self.stopping {
             return;
         }
-        let config = &self.blueprint.config;
-        let capacity = AttentionCapacity {
-            alive: true,
-            kv_blocks: config.kv_blocks,
-            block_tokens: config.block_tokens,
-            max_rows: config.max_rows,
-        };
-        let membership = Membership {
-            epoch: Epoch(self.epoch),
-            micro_batches: config.micro_batches,
-            attention: vec![capacity; config.attention_workers as usize],
-        };
-        let workers = self
-            .attention
-            .values()
-            .map(|seat| seat.addr.clone().recipient())
+        let now = self.clock.now();
+        for (worker, experts) in self.roster.adoptions(now) {
+            tracing::warn!("{worker} takes over experts {experts:?}, whose workers are lost");
+            self.order(worker, Order::Adopt(experts));
+        }
+        match self.roster.next(now) {
+            Ok(Some(grouping)) => {
+                if let Err(error) = self.regroup(grouping) {
+                    self.give_up(error.to_string());
+                }
+            }
+            Ok(None) => {}
+            Err(error) => self.give_up(error.to_string()),
+        }
+    }
+
+    /// Moves everybody to the lanes of a new epoch.
+    fn regroup(&mut self, grouping: Grouping) -> Result<(), ClusterError> {
+        let epoch = grouping.epoch;
+        tracing::debug!("{epoch} begins");
+        // The frontend first: it must know of the epoch before a worker says that it is there.
+        self.tell_frontend(epoch);
+        self.moving = self
+            .seats
+            .keys()
+            .filter(|id| id.role == Role::Attention && grouping.includes(**id))
+            .copied()
             .collect();
+        self.regrouped = Instant::now();
+        match &self.site {
+            Site::Here(blueprint) => {
+                let topology = blueprint.shape.topology(self.config.micro_batches)?;
+                // The crew spins, and does something useful meanwhile. Ends of workers that take no part are dropped: nobody minds.
+                for endpoint in InProcessFabric::build_with(topology, Spin::NONE)? {
+                    let worker = endpoint.id();
+                    if grouping.includes(worker) && self.roster.takes_part(worker) {
+                        let endpoint: Box<dyn Endpoint> =
+                            Box::new(Metered::new(Box::new(endpoint)));
+                        let lanes = Lanes::Here(endpoint);
+                        self.order(worker, Order::Regroup(grouping.clone(), lanes));
+                    }
+                }
+            }
+            Site::Afar => {
+                let experts = (0..self.config.expert_workers).map(|index| {
+                    let worker = Role::Expert.worker(index);
+                    let seat = self.seats.get(&worker);
+                    seat.filter(|_| grouping.includes(worker))
+                        .and_then(|seat| seat.address)
+                });
+                let addresses: Vec<Option<SocketAddr>> = experts.collect();
+                let members = self.seats.keys().filter(|id| grouping.includes(**id));
+                for worker in members.copied().collect::<Vec<_>>() {
+                    let lanes = Lanes::Afar(addresses.clone());
+                    self.order(worker, Order::Regroup(grouping.clone(), lanes));
+                }
+            }
+        }
+        if let Some(started) = self.started.take() {
+            let _ = started.send(Ok(()));
+        }
+        Ok(())
+    }
+
+    fn tell_frontend(&self, epoch: Epoch) {
+        let config = &self.config;
+        let attention = (0..config.attention_workers).map(|index| {
+            let worker = Role::Attention.worker(index);
+            let since = self.roster.since(worker);
+            let capacity = AttentionCapacity {
+                alive: since.is_some(),
+                since: since.unwrap_or(epoch),
+                kv_blocks: config.kv_blocks,
+                block_tokens: config.block_tokens,
+                max_rows: config.max_rows,
+            };
+            let link = since.and_then(|since| {
+                let life = self.roster.life(worker)?;
+                let commands = self.seats.get(&worker)?.commands.clone()?;
+                Some(((life, since), commands))
+            });
+            (capacity, link)
+        });
+        let (attention, workers) = attention.unzip();
+        let membership = Membership {
+            epoch,
+            micro_batches: config.micro_batches,
+            attention,
+        };
         self.frontend.do_send(Regrouped {
             membership,
             workers,
         });
-        if let Some(started) = self.started.take() {
-            let _ = started.send(Ok(()));
+    }
+
+    /// Tells a worker something. One that is gone hears nothing: its end is reported by whoever saw it.
+    fn order(&self, worker: WorkerId, order: Order) {
+        if let Some(seat) = self.seats.get(&worker) {
+            seat.orders.do_send(order);
         }
     }
 
-    /// Whether `life` is the incarnation that holds the worker's seat.
-    fn is_current(&self, worker: WorkerId, life: u64) -> bool {
-        let current = match worker.role {
-            Role::Attention => self.attention.get(&worker.index).map(|seat| seat.life),
-            Role::Expert => self.experts.get(&worker.index).map(|seat| seat.life),
-        };
-        current == Some(life)
-    }
-
-    /// Takes a worker for dead and regroups, unless that has happened too often.
-    fn lose(&mut self, worker: WorkerId, reason: &str, ctx: &mut Context<Self>) {
+    /// Takes a worker for dead.
+    fn lose(&mut self, worker: WorkerId, reason: &str, ctx: &Context<Self>) {
         // Its actor goes, and with it the inbox: a thread that still computes ends when it looks there.
-        match worker.role {
-            Role::Attention => drop(self.attention.remove(&worker.index)),
-            Role::Expert => drop(self.experts.remove(&worker.index)),
-        }
-        self.loading.remove(&worker);
-        let now = Instant::now();
-        self.losses
-            .retain(|&loss| now.duration_since(loss) < LOSS_WINDOW);
-        self.losses.push(now);
-        if self.losses.len() > LOSSES_MAX {
-            self.give_up(format!(
-                "{worker} was lost ({reason}), the {}th loss within {LOSS_WINDOW:?}",
-                self.losses.len()
-            ));
-            return;
-        }
-        tracing::error!(
-            "{worker} is lost ({reason}); it is rebuilt, and requests go on from the tokens they have"
-        );
+        self.seats.remove(&worker);
+        self.roster.lost(worker);
+        self.moving.remove(&worker);
         restarts(worker.role).increment(1);
-        if let Err(error) = self.regroup(ctx) {
-            self.give_up(error.to_string());
+        if matches!(self.site, Site::Here(_)) {
+            let now = Instant::now();
+            self.losses
+                .retain(|&loss| now.duration_since(loss) < LOSS_WINDOW);
+            self.losses.push(now);
+            if self.losses.len() > LOSSES_MAX {
+                self.give_up(format!(
+                    "{worker} was lost ({reason}), the {}th loss within {LOSS_WINDOW:?}",
+                    self.losses.len()
+                ));
+                return;
+            }
+            tracing::error!(
+                "{worker} is lost ({reason}); it is rebuilt, and requests go on from the tokens they have"
+            );
+            if let Err(error) = self.fill_seats(ctx) {
+                self.give_up(error.to_string());
+                return;
+            }
+        } else {
+            tracing::error!(
+                "{worker} is lost ({reason}); requests go on from the tokens they have"
+            );
         }
+        self.missed = Instant::now();
+        self.advance();
     }
 
     fn give_up(&mut self, reason: String) {
         tracing::error!("the cluster cannot go on: {reason}");
         self.stopping = true;
         self.frontend.do_send(GiveUp(reason));
+    }
+
+    /// A worker is said to be silent or wrong. Here it is rebuilt; a process elsewhere sits out for a while.
+    fn accused(&mut self, worker: WorkerId, epoch: Epoch, reason: &str, ctx: &Context<Self>) {
+        if self.stopping || epoch != self.roster.epoch() || !self.roster.takes_part(worker) {
+            return;
+        }
+        if matches!(self.site, Site::Here(_)) {
+            self.lose(worker, reason, ctx);
+        } else if self.roster.accused(worker, epoch, self.clock.now()) {
+            tracing::warn!("{worker} is suspect: {reason}");
+            self.advance();
+        }
+    }
+
+    fn tick(&mut self, ctx: &Context<Self>) {
+        if self.regrouped.elapsed() > self.config.peer_deadline
+            && let Some(worker) = self.moving.pop_first()
+        {
+            let reason = format!(
+                "it did not move to the new epoch within {:?}",
+                self.config.peer_deadline
+            );
+            self.lose(worker, &reason, ctx);
+        }
+        self.advance();
+        self.name_the_missed();
+    }
+
+    /// Says who is missed while the cluster stands still for want of workers.
+    fn name_the_missed(&mut self) {
+        if self.stopping || self.missed.elapsed() < MISSED_EVERY {
+            return;
+        }
+        let empty = self.roster.empty_seats();
+        if empty.is_empty() {
+            return;
+        }
+        self.missed = Instant::now();
+        let names: Vec<String> = empty.iter().map(WorkerId::to_string).collect();
+        let effect = if self.roster.is_viable(self.clock.now()) {
+            "the others go on without"
+        } else {
+            "requests wait until"
+        };
+        tracing::warn!("missing: {}; {effect} them", names.join(", "));
     }
 }
 
@@ -251,96 +390,69 @@ impl Actor for Supervisor {
         ctx.set_mailbox_capacity(crate::MAILBOX_CAPACITY);
         // Present from the first scrape, at zero.
         let _ = [Role::Attention, Role::Expert].map(restarts);
-        if let Err(error) = self.regroup(ctx)
+        if let Err(error) = self.fill_seats(ctx)
             && let Some(started) = self.started.take()
         {
             let _ = started.send(Err(error));
         }
+        ctx.run_interval(TICK, |this, ctx| this.tick(ctx));
     }
 }
 
-/// A worker has its weights.
+/// A worker said something.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Loaded {
+pub(crate) struct Heard {
     pub(crate) worker: WorkerId,
     pub(crate) life: u64,
+    pub(crate) word: WorkerWord,
 }
 
-impl Handler<Loaded> for Supervisor {
+impl Handler<Heard> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, message: Loaded, _: &mut Self::Context) {
-        if self.is_current(message.worker, message.life) && self.loading.remove(&message.worker) {
-            self.announce_when_loaded();
-        }
-    }
-}
-
-/// A worker's thread has ended.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct WorkerEnded {
-    pub(crate) worker: WorkerId,
-    pub(crate) life: u64,
-    pub(crate) exit: Exit,
-}
-
-impl Handler<WorkerEnded> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, message: WorkerEnded, ctx: &mut Self::Context) {
-        let worker = message.worker;
-        if self.stopping || !self.is_current(worker, message.life) {
+    fn handle(&mut self, message: Heard, ctx: &mut Self::Context) {
+        let Heard { worker, life, word } = message;
+        if self.stopping || !self.roster.is_current(worker, life) {
             return;
         }
-        match message.exit {
-            Exit::Stopped => {}
-            Exit::NotLoaded(reason) => match self.started.take() {
+        match word {
+            WorkerWord::Loaded(holds) => {
+                self.roster.loaded(worker, life, holds);
+                self.advance();
+            }
+            WorkerWord::Moved(epoch) => {
+                if epoch == self.roster.epoch() {
+                    self.moving.remove(&worker);
+                }
+            }
+            WorkerWord::Accused {
+                epoch,
+                peer,
+                reason,
+            } => {
+                // A peer whose thread has ended is reported by that thread, with a better reason, at about the same time.
+                ctx.run_later(ACCUSED_GRACE, move |this, ctx| {
+                    this.accused(peer, epoch, &format!("{worker} says: {reason}"), ctx);
+                });
+            }
+            WorkerWord::Ended(Exit::Stopped) => {}
+            WorkerWord::Ended(Exit::NotLoaded(reason)) => match self.started.take() {
                 Some(started) => {
                     self.stopping = true;
                     let _ = started.send(Err(ClusterError::Load { worker, reason }));
                 }
-                None => self.give_up(format!("{worker} could not be rebuilt: {reason}")),
+                None if matches!(self.site, Site::Here(_)) => {
+                    self.give_up(format!("{worker} could not be rebuilt: {reason}"));
+                }
+                None => self.lose(worker, &format!("it could not load: {reason}"), ctx),
             },
-            Exit::Failed(reason) => self.lose(worker, &reason, ctx),
+            WorkerWord::Ended(Exit::Failed(reason)) => self.lose(worker, &reason, ctx),
         }
     }
 }
 
-/// A worker says that a peer is gone, silent or wrong.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct Accused {
-    pub(crate) by: WorkerId,
-    pub(crate) epoch: Epoch,
-    pub(crate) peer: WorkerId,
-    pub(crate) reason: String,
-}
-
-impl Handler<Accused> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, message: Accused, ctx: &mut Self::Context) {
-        // A peer whose thread has ended is reported by that thread, with a better reason, at about the same time.
-        ctx.run_later(ACCUSED_GRACE, move |this, ctx| {
-            if !this.stopping && message.epoch == Epoch(this.epoch) {
-                let reason = format!("{} says: {}", message.by, message.reason);
-                this.lose(message.peer, &reason, ctx);
-            }
-        });
-    }
-}
-
-/// Move to new lanes.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct Regroup {
-    pub(crate) endpoint: Box<dyn Endpoint>,
-    pub(crate) grouping: Grouping,
-}
-
-/// Panic, as a defect would make it. To the supervisor: make this worker do so.
+/// Make this worker panic, as a defect would make it.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct CrashWorker(pub(crate) WorkerId);
@@ -349,24 +461,9 @@ impl Handler<CrashWorker> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, message: CrashWorker, _: &mut Self::Context) {
-        let index = message.0.index;
-        match message.0.role {
-            Role::Attention => self
-                .attention
-                .get(&index)
-                .map(|seat| seat.addr.do_send(message)),
-            Role::Expert => self
-                .experts
-                .get(&index)
-                .map(|seat| seat.addr.do_send(message)),
-        };
+        self.order(message.0, Order::Crash);
     }
 }
-
-/// End; the answer is the thread to wait for.
-#[derive(Message)]
-#[rtype(result = "Option<JoinHandle<()>>")]
-pub(crate) struct StopWorker;
 
 /// Let requests finish until the deadline, then stop everything. The threads to wait for go to `done`.
 #[derive(Message)]
@@ -398,20 +495,11 @@ impl Handler<Shutdown> for Supervisor {
             this.frontend.do_send(GiveUp(
                 "the server shut down before this request was complete".into(),
             ));
-            let attention: Vec<_> = this
-                .attention
-                .values()
-                .map(|s| s.addr.clone().recipient())
-                .collect();
-            let experts: Vec<_> = this
-                .experts
-                .values()
-                .map(|s| s.addr.clone().recipient())
-                .collect();
+            let seats = std::mem::take(&mut this.seats);
             async move {
                 let mut threads = Vec::new();
-                for worker in attention.into_iter().chain(experts) {
-                    threads.extend(worker.send(StopWorker).await.ok().flatten());
+                for seat in seats.into_values() {
+                    threads.extend(seat.stop.send(StopWorker).await.ok().flatten());
                 }
                 threads
             }

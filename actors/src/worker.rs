@@ -1,21 +1,23 @@
 //! A worker as an actor: owns a data loop, passes commands to it, and is told by the supervisor when to move or to end.
 
-use std::sync::{Arc, mpsc};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
-use volley_models::{AttentionOptions, Crew, ExpertOptions, WeightSource};
-use volley_transports::{Endpoint, ExchangeShape, WorkerId};
+use volley_models::{AttentionOptions, Crew, ExpertOptions, Member, WeightSource};
+use volley_transports::{Endpoint, Epoch, ExchangeShape, Role, WorkerId};
 
 use crate::clock::Clock;
 use crate::cluster_config::ClusterConfig;
-use crate::data_loop::{DataLoop, Exit, Signal};
-use crate::expert::ExpertLoad;
+use crate::data_loop::{DataLoop, Exit};
+use crate::expert::{ExpertCommand, ExpertLoad};
+use crate::grouping::Grouping;
 use crate::protocol::AttentionCommand;
-use crate::supervisor::{
-    CrashWorker, LoadReporter, Loaded, Regroup, StopWorker, Supervisor, WorkerEnded,
-};
+use crate::supervisor::LoadReporter;
 use crate::timeline::Timeline;
+use crate::voice::{Ear, Voice, WorkerWord};
+use crate::{attention, expert};
 
 /// What every worker is made from, again after each loss.
 pub(crate) struct Blueprint {
@@ -31,41 +33,65 @@ pub(crate) struct Blueprint {
     pub(crate) progress: LoadReporter,
 }
 
-/// See the module. `C` is what its data loop is told.
-pub(crate) struct Worker<C> {
-    data_loop: DataLoop<C>,
-}
+impl Blueprint {
+    pub(crate) fn join_crew(&self) -> Result<Member, Exit> {
+        self.crew.join().map_err(Exit::not_loaded)
+    }
 
-impl<C: Send + 'static> Worker<C> {
-    /// Starts the data loop. On its thread `load` makes the loop, with the weights, and `run` runs it; the supervisor hears how that goes. `life` is the number
-    /// of this incarnation, by which words of an earlier one are known.
-    pub(crate) fn new<L: 'static>(
-        worker: WorkerId,
-        life: u64,
-        endpoint: Box<dyn Endpoint>,
-        supervisor: Addr<Supervisor>,
-        load: impl FnOnce(Box<dyn Endpoint>, mpsc::Receiver<Signal<C>>) -> Result<L, String>
-        + Send
-        + 'static,
-        run: impl FnOnce(L) -> Exit + Send + 'static,
-    ) -> std::io::Result<Self> {
-        let ended = supervisor.clone();
-        let body = move |endpoint, inbox| match load(endpoint, inbox) {
-            Ok(data_loop) => {
-                // Words of a worker's life are few, so the mailbox bound does not matter to them.
-                supervisor.do_send(Loaded { worker, life });
-                run(data_loop)
-            }
-            Err(error) => Exit::NotLoaded(error),
-        };
-        let ended = move |exit| ended.do_send(WorkerEnded { worker, life, exit });
-        Ok(Worker {
-            data_loop: DataLoop::start(worker, endpoint, body, ended)?,
-        })
+    /// What a worker has before its first epoch.
+    pub(crate) fn no_grouping(&self) -> Result<Grouping, Exit> {
+        let roster = self.config.roster(self.weights.spec());
+        let placement = roster.placement(Epoch(0)).map_err(Exit::not_loaded)?;
+        Ok(Grouping::none(self.config.attention_workers, placement))
     }
 }
 
-impl<C: Send + Unpin + 'static> Actor for Worker<C> {
+/// How a worker's thread ended; the error is an end before it began.
+pub(crate) type Life = Result<Exit, Exit>;
+
+/// See the module.
+pub(crate) struct Worker {
+    data_loop: Loop,
+}
+
+enum Loop {
+    Attention(DataLoop<AttentionCommand>),
+    Expert(DataLoop<ExpertCommand>),
+}
+
+impl Worker {
+    /// Starts the data loop; it loads its weights and then waits for its first epoch. `life` is the number of this incarnation; `ear` hears how it goes.
+    pub(crate) fn new(
+        blueprint: Arc<Blueprint>,
+        worker: WorkerId,
+        life: u64,
+        ear: Arc<dyn Ear>,
+    ) -> std::io::Result<Self> {
+        let voice = Voice::new(worker, life, ear);
+        let last = voice.clone();
+        let ended = move |exit| last.say(WorkerWord::Ended(exit));
+        let merge = |life: Life| life.unwrap_or_else(|exit| exit);
+        let data_loop = match worker.role {
+            Role::Attention => Loop::Attention(DataLoop::start(
+                worker,
+                move |endpoint, inbox| {
+                    merge(attention::live(&blueprint, worker, voice, endpoint, inbox))
+                },
+                ended,
+            )?),
+            Role::Expert => Loop::Expert(DataLoop::start(
+                worker,
+                move |endpoint, inbox| {
+                    merge(expert::live(&blueprint, worker, voice, endpoint, inbox))
+                },
+                ended,
+            )?),
+        };
+        Ok(Worker { data_loop })
+    }
+}
+
+impl Actor for Worker {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
@@ -73,35 +99,76 @@ impl<C: Send + Unpin + 'static> Actor for Worker<C> {
     }
 }
 
-impl Handler<AttentionCommand> for Worker<AttentionCommand> {
+impl Handler<AttentionCommand> for Worker {
     type Result = ();
 
     fn handle(&mut self, command: AttentionCommand, _: &mut Self::Context) {
-        self.data_loop.command(command);
+        match &self.data_loop {
+            Loop::Attention(data_loop) => data_loop.command(command),
+            Loop::Expert(_) => debug_assert!(false, "an expert worker has no sequences"),
+        }
     }
 }
 
-impl<C: Send + Unpin + 'static> Handler<Regroup> for Worker<C> {
+/// What the supervisor tells any worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) enum Order {
+    /// Take part in a new epoch.
+    Regroup(Grouping, Lanes),
+    /// Hold these experts beside its own, and no others.
+    Adopt(Vec<u16>),
+    /// Panic, as a defect would make it.
+    Crash,
+}
+
+/// Where a worker's lanes of an epoch lead.
+pub(crate) enum Lanes {
+    /// To workers of the same process.
+    Here(Box<dyn Endpoint>),
+    /// To other processes: the addresses of all expert workers by index, none where nobody is.
+    Afar(Vec<Option<SocketAddr>>),
+}
+
+impl Handler<Order> for Worker {
     type Result = ();
 
-    fn handle(&mut self, message: Regroup, _: &mut Self::Context) {
-        self.data_loop.regroup(message.endpoint, message.grouping);
+    fn handle(&mut self, order: Order, _: &mut Self::Context) {
+        match (order, &mut self.data_loop) {
+            (Order::Regroup(grouping, Lanes::Here(endpoint)), Loop::Attention(data_loop)) => {
+                data_loop.regroup(endpoint, grouping);
+            }
+            (Order::Regroup(grouping, Lanes::Here(endpoint)), Loop::Expert(data_loop)) => {
+                data_loop.regroup(endpoint, grouping);
+            }
+            (Order::Regroup(_, Lanes::Afar(_)), _) => {
+                debug_assert!(false, "whoever runs the worker makes its lanes");
+            }
+            (Order::Adopt(experts), Loop::Expert(data_loop)) => {
+                data_loop.command(ExpertCommand::Adopt(experts));
+            }
+            (Order::Adopt(_), Loop::Attention(_)) => {
+                debug_assert!(false, "an attention worker has no experts");
+            }
+            (Order::Crash, Loop::Attention(data_loop)) => data_loop.crash(),
+            (Order::Crash, Loop::Expert(data_loop)) => data_loop.crash(),
+        }
     }
 }
 
-impl<C: Send + Unpin + 'static> Handler<CrashWorker> for Worker<C> {
-    type Result = ();
+/// End; the answer is the thread to wait for.
+#[derive(Message)]
+#[rtype(result = "Option<JoinHandle<()>>")]
+pub(crate) struct StopWorker;
 
-    fn handle(&mut self, _: CrashWorker, _: &mut Self::Context) {
-        self.data_loop.crash();
-    }
-}
-
-impl<C: Send + Unpin + 'static> Handler<StopWorker> for Worker<C> {
+impl Handler<StopWorker> for Worker {
     type Result = Option<JoinHandle<()>>;
 
     fn handle(&mut self, _: StopWorker, ctx: &mut Self::Context) -> Self::Result {
         ctx.stop();
-        self.data_loop.stop()
+        match &mut self.data_loop {
+            Loop::Attention(data_loop) => data_loop.stop(),
+            Loop::Expert(data_loop) => data_loop.stop(),
+        }
     }
 }

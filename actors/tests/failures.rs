@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{ask, config, join_all, model, request, start};
+use common::{Answer, ask, config, join_all, model, request, start};
 use volley_actors::protocol::{Now, SchedulerEvent, StepPlan, Work};
 use volley_actors::{
-    FinishReason, FirstCome, PolicyScheduler, Request, RequestEvent, Scheduler, SubmitError,
-    scheduler,
+    Cluster, ClusterConfig, FinishReason, FirstCome, PolicyScheduler, Request, RequestEvent,
+    Scheduler, SubmitError, scheduler,
 };
 use volley_models::ComputeType;
 use volley_transports::{MicroBatch, Role};
@@ -29,8 +29,18 @@ async fn requests_survive_the_crash_of_any_worker_bit_for_bit() {
     let calm = start(&model, config(SHAPE, ComputeType::F32), None);
     let expected = join_all(requests.iter().map(|r| ask(&calm, r.clone()))).await;
     drop(calm);
+    for (expert_replicas, spare_experts) in [(1, 0), (2, 0), (1, 4)] {
+        let config = ClusterConfig {
+            expert_replicas,
+            spare_experts,
+            ..config(SHAPE, ComputeType::F32)
+        };
+        crash_three(start(&model, config, None), &requests, &expected).await;
+    }
+}
 
-    let cluster = start(&model, config(SHAPE, ComputeType::F32), None);
+/// An expert worker, an attention worker and another expert worker, while requests run.
+async fn crash_three(cluster: Cluster, requests: &[Request], expected: &[Answer]) {
     let answers = join_all(requests.iter().map(|r| ask(&cluster, r.clone())));
     let crashes = async {
         for worker in [
@@ -53,10 +63,8 @@ async fn requests_survive_the_crash_of_any_worker_bit_for_bit() {
         .await
         .expect("the frontend answers")
         .epoch;
-    assert_eq!(
-        epoch, 4,
-        "three crashes, three regroupings after the first grouping"
-    );
+    // An attention worker that is gone and one that comes back are an epoch each, unless it comes back at once.
+    assert!(epoch >= 4, "three crashes and {epoch} epochs");
 }
 
 #[tokio::test]

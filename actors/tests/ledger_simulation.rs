@@ -47,6 +47,8 @@ struct Worker {
     sequences: Sequences,
     /// Tokens whose keys and values are in the cache, as a check that nothing is skipped.
     cached: BTreeMap<SequenceId, u32>,
+    /// Tokens computed since the start.
+    computed: u64,
     steps: Vec<VecDeque<AttentionStep>>,
 }
 
@@ -69,6 +71,7 @@ impl Simulation {
     ) -> Self {
         let capacity = AttentionCapacity {
             alive: true,
+            since: Epoch(1),
             kv_blocks,
             block_tokens: 4,
             max_rows,
@@ -82,6 +85,7 @@ impl Simulation {
             epoch: membership.epoch,
             sequences: Sequences::new(kv_blocks, 4),
             cached: BTreeMap::new(),
+            computed: 0,
             steps: vec![VecDeque::new(); micro_batches as usize],
         };
         let limits = Limits {
@@ -97,7 +101,8 @@ impl Simulation {
             clients: BTreeMap::new(),
             now: Duration::ZERO,
         };
-        simulation.ledger.reset(membership);
+        simulation.ledger.regroup(membership);
+        (0..workers).for_each(|worker| simulation.ledger.moved(worker as u16, Epoch(1)));
         simulation.settle();
         simulation
     }
@@ -160,22 +165,69 @@ impl Simulation {
         }
     }
 
-    /// All workers are lost and come back empty under a new epoch, with reports of the old one still on their way.
-    fn regroup(&mut self) {
-        let busy = self.busy();
-        let late: Vec<StepReport> = busy
-            .into_iter()
-            .filter_map(|(w, mb)| self.workers[w].step(w as u16, mb))
-            .collect();
-        self.membership.epoch.0 += 1;
-        for worker in &mut self.workers {
-            worker.epoch = self.membership.epoch;
-            worker.steps.iter_mut().for_each(VecDeque::clear);
+    /// A new epoch. Some workers are lost, and of these some come back empty; a worker that was gone may come back; the rest, and one at least, go on from
+    /// where they are. Reports of the old epoch are still on their way, and the scheduler hears of all that when it likes.
+    fn regroup(&mut self, choose: &mut impl FnMut(usize) -> usize) {
+        let mut late = Vec::new();
+        for (w, mb) in self.busy() {
+            if choose(2) == 0 {
+                late.extend(self.workers[w].step(w as u16, mb));
+            }
         }
-        self.ledger.reset(self.membership.clone());
+        self.membership.epoch.0 += 1;
+        let epoch = self.membership.epoch;
+        let spared = choose(self.workers.len());
+        for (index, capacity) in self.membership.attention.iter_mut().enumerate() {
+            match choose(4) {
+                _ if index == spared && capacity.alive => continue,
+                0 if index != spared => capacity.alive = false,
+                1 if capacity.alive => continue,
+                _ => (capacity.alive, capacity.since) = (true, epoch),
+            }
+            let worker = &mut self.workers[index];
+            worker.sequences.clear();
+            worker.cached.clear();
+        }
+        self.ledger.regroup(self.membership.clone());
+        let consult = |this: &mut Self, times| {
+            for _ in 0..times {
+                this.consult();
+            }
+        };
+        consult(self, choose(3));
+        // What a worker reported before it moved arrives before its word that it has.
         for report in late {
             self.ledger.report(report, self.now);
+            consult(self, choose(2));
         }
+        for index in 0..self.workers.len() {
+            let worker = &mut self.workers[index];
+            worker.epoch = epoch;
+            worker.steps.iter_mut().for_each(VecDeque::clear);
+            // A word of an epoch that is over means nothing.
+            self.ledger.moved(index as u16, Epoch(epoch.0 - 1));
+            if self.membership.attention[index].alive {
+                self.ledger.moved(index as u16, epoch);
+            }
+            consult(self, choose(3));
+        }
+        assert_eq!(self.ledger.moving().count(), 0);
+    }
+
+    /// The scheduler dies and another one takes over as soon as no step is under way.
+    fn replace_scheduler(&mut self, policy: FirstCome, mut choose: impl FnMut(usize) -> usize) {
+        loop {
+            self.ledger.absorb();
+            self.carry_out();
+            if self.ledger.steps_in_flight() == 0 {
+                break;
+            }
+            let busy = self.busy();
+            let (worker, micro_batch) = busy[choose(busy.len())];
+            self.step(worker, micro_batch, 0);
+        }
+        self.scheduler = PolicyScheduler::new(policy);
+        self.ledger.introduce();
         self.settle();
     }
 
@@ -223,10 +275,6 @@ impl Worker {
             }
             AttentionCommand::Step(step) if step.epoch != self.epoch => {}
             AttentionCommand::Step(step) => self.steps[step.micro_batch.0 as usize].push_back(step),
-            AttentionCommand::Reset => {
-                self.sequences.clear();
-                self.cached.clear();
-            }
         }
     }
 
@@ -249,6 +297,7 @@ impl Worker {
                 "tokens are computed in order, each once"
             );
             *cached += work.tokens;
+            self.computed += u64::from(work.tokens);
             let sequence = self.sequences.get_mut(work.sequence).expect("prepared");
             let mut result = SequenceResult {
                 sequence: work.sequence,
@@ -309,6 +358,7 @@ enum Act {
     Steps(usize),
     Cancel(usize),
     Regroup,
+    ReplaceScheduler,
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -317,7 +367,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             .prop_map(|(prompt, max_tokens, stop)| Act::Submit { prompt, max_tokens, stop }),
         8 => (1..30usize).prop_map(Act::Steps),
         1 => any::<usize>().prop_map(Act::Cancel),
-        1 => Just(Act::Regroup),
+        2 => Just(Act::Regroup),
+        1 => Just(Act::ReplaceScheduler),
     ];
     prop::collection::vec(act, 1..60)
 }
@@ -338,9 +389,8 @@ proptest! {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (random >> 33) as usize % n
         };
-        let mut simulation = Simulation::new(
-            workers, micro_batches, kv_blocks, max_rows, FirstCome::new(prefill.min(max_rows), fill),
-        );
+        let policy = FirstCome::new(prefill.min(max_rows), fill);
+        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, policy.clone());
         let mut requests = Vec::new();
         let mut cancelled = BTreeSet::new();
         for act in acts {
@@ -371,7 +421,8 @@ proptest! {
                     cancelled.insert(sequence);
                 }
                 Act::Cancel(_) => {}
-                Act::Regroup => simulation.regroup(),
+                Act::Regroup => simulation.regroup(&mut choose),
+                Act::ReplaceScheduler => simulation.replace_scheduler(policy.clone(), &mut choose),
             }
         }
         simulation.finish(&mut choose);
@@ -388,8 +439,54 @@ proptest! {
         prop_assert_eq!(simulation.ledger.totals.generated_tokens, sent as u64);
         prop_assert_eq!(simulation.ledger.totals.refusals, 0);
         for (worker, view) in simulation.workers.iter().zip(simulation.ledger.view().workers()) {
-            prop_assert_eq!(view.free_blocks, kv_blocks);
+            prop_assert_eq!(view.free_blocks, if view.capacity.alive { kv_blocks } else { 0 });
             prop_assert_eq!(worker.sequences.free_blocks(), kv_blocks as usize);
+        }
+    }
+}
+
+#[test]
+fn a_new_epoch_computes_nothing_again_that_is_on_a_worker_that_stays() {
+    for lost in [None, Some(1)] {
+        let mut simulation = Simulation::new(2, 2, 64, 32, FirstCome::new(32, 1));
+        let requests: Vec<Request> = (0..6).map(|i| Request::greedy(vec![i; 20], 30)).collect();
+        for request in &requests {
+            simulation
+                .ledger
+                .submit(request.clone(), Duration::ZERO)
+                .unwrap();
+        }
+        simulation.settle();
+        for _ in 0..20 {
+            let (worker, micro_batch) = simulation.busy()[0];
+            simulation.step(worker, micro_batch, 9);
+        }
+        simulation.membership.epoch.0 += 1;
+        let epoch = simulation.membership.epoch;
+        if let Some(lost) = lost {
+            simulation.membership.attention[lost].alive = false;
+        }
+        simulation.ledger.regroup(simulation.membership.clone());
+        for worker in 0..2 {
+            simulation.workers[worker].epoch = epoch;
+            simulation.workers[worker]
+                .steps
+                .iter_mut()
+                .for_each(VecDeque::clear);
+            if lost != Some(worker) {
+                simulation.ledger.moved(worker as u16, epoch);
+            }
+        }
+        simulation.finish(|n| n - 1);
+        let computed: u64 = simulation
+            .workers
+            .iter()
+            .map(|worker| worker.computed)
+            .sum();
+        let once = 6 * (20 + 29);
+        match lost {
+            None => assert_eq!(computed, once),
+            Some(_) => assert!(computed > once),
         }
     }
 }

@@ -269,7 +269,13 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
                 bencher.iter(|| {
                     turn += 1;
                     module
-                        .forward(turn % layers, &offsets, Rows::F32(&x), &mut out)
+                        .forward(
+                            turn % layers,
+                            &[0, 1, 2, 3, 4, 5, 6, 7],
+                            &offsets,
+                            Rows::F32(&x),
+                            &mut out,
+                        )
                         .expect("the groups are those of the rows");
                 });
             });

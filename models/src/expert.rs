@@ -24,9 +24,12 @@ pub struct ExpertOptions {
 /// The packed weights of some experts, the same ones in every MoE layer.
 #[derive(Debug)]
 pub struct ExpertModule {
-    /// By layer; `None` where the layer is dense.
-    layers: Vec<Option<Vec<GatedFfn>>>,
-    experts: Vec<u16>,
+    /// Layers with experts.
+    moe_layers: Vec<bool>,
+    /// By global id; `None` for those it does not hold.
+    experts: Vec<Option<Expert>>,
+    /// Experts that were not there at first.
+    adopted: Vec<u16>,
     options: ExpertOptions,
     hidden: usize,
     crew: Member,
@@ -34,10 +37,14 @@ pub struct ExpertModule {
     wave: Wave,
 }
 
+/// One expert's weights, by layer; `None` where the layer is dense.
+#[derive(Debug)]
+struct Expert(Vec<Option<GatedFfn>>);
+
 /// Groups of rows that are computed together.
 #[derive(Debug)]
 struct Wave {
-    /// The expert of each group, by its index in the module.
+    /// The expert of each group, by its index among those of the call.
     experts: Vec<usize>,
     /// Row that each group begins with, counted from the first of the wave; after the last, the end.
     bounds: Vec<usize>,
@@ -60,7 +67,7 @@ impl ExpertModule {
                 .checked_mul(spec.moe_layers().count())
         };
         let scratch = FfnScratch::bytes(options.max_rows, spec.hidden, spec.expert_hidden);
-        let scratch = scratch.and_then(|bytes| bytes.checked_add(Wave::bytes(experts)));
+        let scratch = scratch.and_then(|bytes| bytes.checked_add(Wave::bytes(spec.experts)));
         Ok(MemoryEstimate {
             weights: weights().ok_or(ModuleError::TooLarge {
                 what: "the experts' weights",
@@ -72,7 +79,7 @@ impl ExpertModule {
         })
     }
 
-    /// Packs the experts named by their global ids; rows come to [`ExpertModule::forward`] in this order of experts. The module computes with `crew`.
+    /// Packs the experts named by their global ids. The module computes with `crew`.
     ///
     /// # Errors
     /// When an id is not one of the model's or comes twice, when a weight is missing, or when sizes overflow.
@@ -84,6 +91,81 @@ impl ExpertModule {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModuleError> {
         let spec = source.spec();
+        if options.max_rows == 0 {
+            return Err(ModuleError::Option {
+                option: "max_rows",
+                found: 0,
+                needed: "at least 1",
+            });
+        }
+        let packed = Self::pack(source, experts, options, &mut crew, progress)?;
+        let mut this = ExpertModule {
+            moe_layers: vec![false; spec.layers.len()],
+            experts: (0..spec.experts).map(|_| None).collect(),
+            adopted: Vec::new(),
+            options,
+            hidden: spec.hidden,
+            crew,
+            wave: Wave::new(spec.experts),
+            scratch: FfnScratch::new(
+                options.isa,
+                options.max_rows,
+                spec.hidden,
+                spec.expert_hidden,
+            ),
+        };
+        spec.moe_layers()
+            .for_each(|layer| this.moe_layers[layer] = true);
+        for (&expert, packed) in experts.iter().zip(packed) {
+            this.experts[usize::from(expert)] = Some(packed);
+        }
+        Ok(this)
+    }
+
+    /// Holds these experts too, beside those it was loaded with, and no others: what it had adopted before and is not named is dropped.
+    ///
+    /// # Errors
+    /// As [`ExpertModule::load`]; none of the missing ones is held then.
+    pub fn adopt(
+        &mut self,
+        source: &dyn WeightSource,
+        experts: &[u16],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), ModuleError> {
+        for expert in std::mem::take(&mut self.adopted) {
+            if experts.contains(&expert) {
+                self.adopted.push(expert);
+            } else {
+                self.experts[usize::from(expert)] = None;
+            }
+        }
+        let held = |expert: &u16| {
+            self.experts
+                .get(usize::from(*expert))
+                .is_some_and(Option::is_some)
+        };
+        let missing: Vec<u16> = experts
+            .iter()
+            .copied()
+            .filter(|expert| !held(expert))
+            .collect();
+        let packed = Self::pack(source, &missing, self.options, &mut self.crew, progress)?;
+        for (&expert, packed) in missing.iter().zip(packed) {
+            self.experts[usize::from(expert)] = Some(packed);
+            self.adopted.push(expert);
+        }
+        Ok(())
+    }
+
+    /// Packs experts into an arena of their own.
+    fn pack(
+        source: &dyn WeightSource,
+        experts: &[u16],
+        options: ExpertOptions,
+        crew: &mut Member,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Expert>, ModuleError> {
+        let spec = source.spec();
         for (i, expert) in experts.iter().enumerate() {
             if usize::from(*expert) >= spec.experts || experts[..i].contains(expert) {
                 return Err(ModuleError::Expert {
@@ -92,17 +174,11 @@ impl ExpertModule {
                 });
             }
         }
-        if options.max_rows == 0 {
-            return Err(ModuleError::Option {
-                option: "max_rows",
-                found: 0,
-                needed: "at least 1",
-            });
-        }
         let kind = WeightTypes::new(spec, options.dtype, options.quantize).experts;
         let total_bytes = Self::memory(spec, experts.len(), options)?.weights;
-        let mut arena = Arena::new(total_bytes, &mut crew);
-        let mut layers: Vec<Option<Vec<GatedFfn>>> = spec.layers.iter().map(|_| None).collect();
+        let mut arena = Arena::new(total_bytes, crew);
+        let empty = |_: &u16| Expert(spec.layers.iter().map(|_| None).collect());
+        let mut all: Vec<Expert> = experts.iter().map(empty).collect();
         let prefetch = |layer: usize| {
             let tensors = |expert: &u16| {
                 ExpertTensor::ALL.map(|which| TensorId::Expert(layer, usize::from(*expert), which))
@@ -119,11 +195,10 @@ impl ExpertModule {
         {
             // Read while this layer is packed.
             next.into_iter().for_each(prefetch);
-            let mut packed = Vec::with_capacity(experts.len());
-            for expert in experts {
+            for (expert, packed) in experts.iter().zip(&mut all) {
                 let tensor =
                     |which| source.tensor(TensorId::Expert(layer, usize::from(*expert), which));
-                packed.push(GatedFfn::pack(
+                packed.0[layer] = Some(GatedFfn::pack(
                     &mut arena,
                     kind,
                     tensor(ExpertTensor::Gate)?,
@@ -135,27 +210,14 @@ impl ExpertModule {
                     total_bytes,
                 });
             }
-            layers[layer] = Some(packed);
         }
-        Ok(ExpertModule {
-            layers,
-            experts: experts.to_vec(),
-            options,
-            hidden: spec.hidden,
-            crew,
-            wave: Wave::new(experts.len()),
-            scratch: FfnScratch::new(
-                options.isa,
-                options.max_rows,
-                spec.hidden,
-                spec.expert_hidden,
-            ),
-        })
+        Ok(all)
     }
 
-    /// Global ids of the experts, in the order of their groups.
-    pub fn experts(&self) -> &[u16] {
-        &self.experts
+    /// Global ids of the experts it holds, ascending.
+    pub fn experts(&self) -> impl Iterator<Item = u16> + '_ {
+        let all = self.experts.iter().zip(0..);
+        all.filter_map(|(expert, id)| expert.is_some().then_some(id))
     }
 
     /// The module's place in its crew.
@@ -163,26 +225,30 @@ impl ExpertModule {
         &mut self.crew
     }
 
-    /// Computes layer `layer` for rows grouped by expert: rows `offsets[e]..offsets[e + 1]` of `x` visit the module's expert `e`,
+    /// Computes layer `layer` for rows grouped by expert: rows `offsets[g]..offsets[g + 1]` of `x` visit the expert with the global id `experts[g]`,
     /// and their results, not yet weighted, go to the same rows of `out`. Groups may be empty.
     ///
-    /// `offsets` has one value more than the module has experts; `x` and `out` are `[last offset, hidden]`.
+    /// `offsets` has one value more than `experts`; `x` and `out` are `[last offset, hidden]`.
     ///
     /// # Errors
-    /// When the layer has no experts, or when offsets and rows contradict each other; nothing is computed then.
+    /// When the layer has no experts, when one of them is not held, or when offsets and rows contradict each other; nothing is computed then.
     pub fn forward(
         &mut self,
         layer: usize,
+        experts: &[u16],
         offsets: &[u32],
         x: Rows<'_>,
         out: &mut [f32],
     ) -> Result<(), ModuleError> {
         let hidden = self.hidden;
-        let experts = self
-            .layers
-            .get(layer)
-            .and_then(Option::as_ref)
-            .ok_or(ModuleError::Layer { layer })?;
+        if !self.moe_layers.get(layer).is_some_and(|&moe| moe) {
+            return Err(ModuleError::Layer { layer });
+        }
+        let held = &self.experts;
+        let find = |expert: u16| held.get(usize::from(expert))?.as_ref()?.0[layer].as_ref();
+        if let Some(&expert) = experts.iter().find(|&&expert| find(expert).is_none()) {
+            return Err(ModuleError::NotHeld { expert });
+        }
         let rows = offsets.last().map_or(0, |rows| *rows as usize);
         let consistent = offsets.len() == experts.len() + 1
             && offsets[0] == 0
@@ -205,10 +271,14 @@ impl ExpertModule {
                 experts: of,
                 bounds,
             } = &self.wave;
+            let ffn = |group: usize| {
+                let expert = find(experts[of[group]]);
+                expert.expect("all experts of the call were found above")
+            };
             self.scratch.forward(
                 self.options.isa,
                 &mut self.crew,
-                |group| &experts[of[group]],
+                ffn,
                 bounds,
                 x.slice(first..last, hidden),
                 &mut out[first * hidden..last * hidden],
@@ -352,12 +422,12 @@ mod tests {
                         );
                         let mut out = vec![0.0; x.len()];
                         module
-                            .forward(0, &offsets, Rows::F32(&x), &mut out)
+                            .forward(0, &owned, &offsets, Rows::F32(&x), &mut out)
                             .unwrap();
                         results.push(out.clone());
                         if dtype == ComputeType::Bf16 {
                             module
-                                .forward(0, &offsets, Rows::Bf16(&bits), &mut out)
+                                .forward(0, &owned, &offsets, Rows::Bf16(&bits), &mut out)
                                 .unwrap();
                             results.push(out);
                         }
@@ -407,7 +477,13 @@ mod tests {
         let mut module = load(&[1, 2]).unwrap();
         let x = vec![0.0; 2 * 52];
         let mut forward = |layer, offsets: &[u32], len: usize| {
-            module.forward(layer, offsets, Rows::F32(&x[..len]), &mut vec![0.0; len])
+            module.forward(
+                layer,
+                &[1, 2],
+                offsets,
+                Rows::F32(&x[..len]),
+                &mut vec![0.0; len],
+            )
         };
         assert!(matches!(
             forward(1, &[0, 1, 2], 104),
@@ -432,5 +508,43 @@ mod tests {
         }
         assert!(forward(0, &[0, 0, 0], 0).is_ok());
         assert!(forward(2, &[0, 2, 2], 104).is_ok());
+        let out = &mut [0.0; 104];
+        assert!(matches!(
+            module.forward(0, &[1, 3], &[0, 1, 2], Rows::F32(&x), out),
+            Err(ModuleError::NotHeld { expert: 3 })
+        ));
+    }
+
+    #[test]
+    fn adopted_experts_compute_as_at_home_and_leave_again() {
+        let source = RandomWeights {
+            spec: qwen3_moe(),
+            element: ElementType::F32,
+            seed: 1,
+        };
+        let options = options(Isa::detect(), ComputeType::F32, 8);
+        let load = |experts: &[u16]| {
+            ExpertModule::load(&source, experts, options, Member::alone(), &mut |_| ())
+        };
+        let x = Random::new(2).values(3 * 52, 1.0);
+        let compute = |module: &mut ExpertModule| {
+            let mut out = vec![0.0; x.len()];
+            let computed = module.forward(0, &[2, 5], &[0, 1, 3], Rows::F32(&x), &mut out);
+            computed.map(|()| out)
+        };
+        let expected = compute(&mut load(&[2, 5]).unwrap()).unwrap();
+        let mut module = load(&[2]).unwrap();
+        assert!(compute(&mut module).is_err());
+        module.adopt(&source, &[5, 1], &mut |_| ()).unwrap();
+        assert_eq!(module.experts().collect::<Vec<_>>(), [1, 2, 5]);
+        assert_eq!(compute(&mut module).unwrap(), expected);
+        // What is adopted already stays, what is at home is not adopted, and the rest goes.
+        module
+            .adopt(&source, &[2, 5], &mut |_| panic!("nothing to load"))
+            .unwrap();
+        assert_eq!(module.experts().collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(compute(&mut module).unwrap(), expected);
+        assert!(module.adopt(&source, &[99], &mut |_| ()).is_err());
+        assert_eq!(module.experts().collect::<Vec<_>>(), [2]);
     }
 }

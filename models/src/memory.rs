@@ -66,6 +66,14 @@ pub enum ModuleError {
         /// Experts of the model.
         experts: usize,
     },
+    /// Rows came for an expert that is elsewhere.
+    #[error(
+        "rows for expert {expert} came to a worker that does not hold it; the placement is wrong"
+    )]
+    NotHeld {
+        /// The expert.
+        expert: u16,
+    },
     /// A batch has more rows than activations were sized for.
     #[error(
         "a micro-batch of {rows} rows exceeds max_rows = {max_rows}; send fewer tokens a step or raise it"

@@ -3,10 +3,11 @@
 //! All are newtypes, so that a layer cannot be passed where a micro-batch is meant, and all print themselves the
 //! way log lines and error messages show them.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Which half of a layer a worker computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Keeps the requests and their KV cache; sends dispatches.
     Attention,
@@ -39,7 +40,7 @@ impl fmt::Display for Role {
 }
 
 /// One worker: its role and its number among the workers of that role, from zero. Prints as `attention-0`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId {
     /// The half of the layer it computes.
     pub role: Role,
@@ -54,7 +55,7 @@ impl fmt::Display for WorkerId {
 }
 
 /// One of the groups of sequences that take turns between attention and experts (MegaScale-Infer, section 4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MicroBatch(pub u8);
 
 impl fmt::Display for MicroBatch {
@@ -64,7 +65,7 @@ impl fmt::Display for MicroBatch {
 }
 
 /// One pass of a micro-batch through all layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Step(pub u64);
 
 impl fmt::Display for Step {
@@ -74,7 +75,7 @@ impl fmt::Display for Step {
 }
 
 /// A layer of the model, from zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Layer(pub u16);
 
 impl fmt::Display for Layer {
@@ -84,7 +85,7 @@ impl fmt::Display for Layer {
 }
 
 /// Version of membership and placement. Frames of an older epoch are stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u32);
 
 impl fmt::Display for Epoch {

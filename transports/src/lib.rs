@@ -7,6 +7,7 @@
 //! * [`conformance`] is the suite of tests that every fabric passes.
 
 pub mod conformance;
+mod detached;
 mod element;
 mod endpoint;
 mod id;
@@ -18,6 +19,7 @@ mod topology;
 mod waker;
 mod wire;
 
+pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
 pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};

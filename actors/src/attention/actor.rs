@@ -1,46 +1,38 @@
-//! Starting an attention worker: what its data loop is made of, and whom it reports to.
+//! What an attention worker's data loop is made of.
 
-use std::sync::Arc;
+use std::sync::mpsc;
 
-use actix::prelude::*;
 use volley_models::AttentionModule;
 use volley_transports::{Endpoint, WorkerId};
 
 use super::data_loop::{AttentionLoop, AttentionParts};
-use crate::placement_map::Grouping;
-use crate::protocol::{AttentionCommand, StepReport};
-use crate::supervisor::{Accused, Supervisor};
-use crate::worker::{Blueprint, Worker};
+use crate::data_loop::{Exit, Signal};
+use crate::protocol::AttentionCommand;
+use crate::voice::{Voice, WorkerWord};
+use crate::worker::{Blueprint, Life};
 
-/// Starts the worker's thread, which loads the module; its reports go to `frontend`.
-pub(crate) fn start(
-    blueprint: Arc<Blueprint>,
-    worker: WorkerId,
-    life: u64,
-    grouping: Grouping,
-    endpoint: Box<dyn Endpoint>,
-    supervisor: Addr<Supervisor>,
-    frontend: Recipient<StepReport>,
-) -> std::io::Result<Worker<AttentionCommand>> {
-    let accuser = supervisor.clone();
-    let load = move |endpoint, inbox| {
-        let parts = load(&blueprint, worker, accuser, frontend)?;
-        AttentionLoop::new(parts, grouping, endpoint, inbox)
-    };
-    Worker::new(worker, life, endpoint, supervisor, load, AttentionLoop::run)
-}
-
-fn load(
+/// The body of the worker's thread: loads the module, says so, and serves.
+pub(crate) fn live(
     blueprint: &Blueprint,
     worker: WorkerId,
-    accuser: Addr<Supervisor>,
-    frontend: Recipient<StepReport>,
-) -> Result<AttentionParts, String> {
+    voice: Voice,
+    endpoint: Box<dyn Endpoint>,
+    inbox: mpsc::Receiver<Signal<AttentionCommand>>,
+) -> Life {
+    let said = voice.clone();
+    let parts = load(blueprint, worker, voice)?;
+    let data_loop = AttentionLoop::new(parts, blueprint.no_grouping()?, endpoint, inbox);
+    let data_loop = data_loop.map_err(Exit::NotLoaded)?;
+    said.say(WorkerWord::Loaded(Vec::new()));
+    Ok(data_loop.run())
+}
+
+fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<AttentionParts, Exit> {
     let mut progress = blueprint.progress.of(worker);
-    let member = blueprint.crew.join().map_err(|error| error.to_string())?;
+    let member = blueprint.join_crew()?;
     let options = blueprint.attention;
     let module = AttentionModule::load(&*blueprint.weights, options, member, &mut progress)
-        .map_err(|error| error.to_string())?;
+        .map_err(Exit::not_loaded)?;
     let config = &blueprint.config;
     Ok(AttentionParts {
         worker,
@@ -56,18 +48,6 @@ fn load(
         peer_deadline: config.peer_deadline,
         clock: blueprint.clock,
         recorder: blueprint.timeline.recorder(worker),
-        report: Box::new(move |report| match frontend.try_send(report) {
-            Err(SendError::Full(report)) => Some(report),
-            // Without a frontend there is nobody to report to; the worker is about to be stopped.
-            Ok(()) | Err(SendError::Closed(_)) => None,
-        }),
-        accuse: Box::new(move |epoch, peer, reason| {
-            accuser.do_send(Accused {
-                by: worker,
-                epoch,
-                peer,
-                reason,
-            });
-        }),
+        voice,
     })
 }

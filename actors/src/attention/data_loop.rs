@@ -8,8 +8,8 @@ use volley_models::{
     Activations, AttentionModule, ComputeType, FfnKind, ModelSpec, ModuleError, SequenceSlice,
 };
 use volley_transports::{
-    Endpoint, Epoch, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows,
-    Scatter, StepKey, Times, WorkerId,
+    Endpoint, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
+    StepKey, Times, WorkerId,
 };
 
 use super::rally::{Rally, Task};
@@ -17,12 +17,14 @@ use super::sampler::Sampler;
 use super::sequences::Sequences;
 use crate::clock::Clock;
 use crate::data_loop::{Exit, Signal, rest, wake};
-use crate::placement_map::Grouping;
+use crate::grouping::Grouping;
 use crate::protocol::{
-    AttentionCommand, AttentionStep, SequenceResult, StepReport, StepTiming, StepWork,
+    AttentionCommand, AttentionStep, AttentionWord, SequenceResult, StepReport, StepTiming,
+    StepWork,
 };
 use crate::request::FinishReason;
 use crate::timeline::{Activity, Recorder, Span};
+use crate::voice::{Voice, WorkerWord};
 
 /// Rows of logits computed at once: enough to read the head's weights once for a batch, little enough to stay small with large vocabularies.
 const LOGIT_ROWS: usize = 32;
@@ -44,10 +46,8 @@ pub(crate) struct AttentionParts {
     pub(crate) peer_deadline: Duration,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
-    /// Takes reports; one that comes back has to be tried again.
-    pub(crate) report: Box<dyn FnMut(StepReport) -> Option<StepReport> + Send>,
-    /// Told of peers that are gone, silent or wrong.
-    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
+    /// How it is heard.
+    pub(crate) voice: Voice,
 }
 
 /// See the module.
@@ -62,7 +62,7 @@ pub(crate) struct AttentionLoop {
     sequences: Sequences,
     sampler: Sampler,
     logits: Vec<f32>,
-    unsent: VecDeque<StepReport>,
+    unsent: VecDeque<AttentionWord>,
     /// A peer was accused: nothing is computed until the regrouping.
     halted: bool,
     next_warning: Duration,
@@ -145,7 +145,7 @@ impl AttentionLoop {
             while let Some(event) = self.endpoint.poll() {
                 self.event(event);
             }
-            self.send_reports();
+            self.send_words();
             if !self.halted
                 && let Some(task) = self.rally.next(self.parts.clock.now())
             {
@@ -174,13 +174,6 @@ impl AttentionLoop {
                 self.sequences.admit(sequence, request, &generated, limit);
             }
             AttentionCommand::Release(sequence) => self.sequences.release(sequence),
-            AttentionCommand::Reset => {
-                self.rally.reset();
-                self.batches
-                    .iter_mut()
-                    .for_each(|batch| batch.gather.abandon());
-                self.sequences.clear();
-            }
             AttentionCommand::Step(step) if step.epoch != self.grouping.epoch => {
                 tracing::debug!(
                     "{}: {} is of {}, dropped",
@@ -205,17 +198,30 @@ impl AttentionLoop {
         self.parts.module.crew().wake_by(wake(&*endpoint));
         self.endpoint = endpoint;
         self.grouping = grouping;
+        let worker = self.parts.worker.index;
+        if self.grouping.fresh.contains(worker) {
+            self.sequences.clear();
+        }
         self.rally.reset();
         self.batches
             .iter_mut()
             .for_each(|batch| batch.gather.abandon());
         self.halted = false;
+        let epoch = self.grouping.epoch;
+        // Behind the reports of what was ended before: whatever else was under way is void, and will be given out again.
+        self.unsent
+            .push_back(AttentionWord::Moved { worker, epoch });
+        self.send_words();
+        self.parts.voice.say(WorkerWord::Moved(epoch));
     }
 
     fn event(&mut self, event: Event) {
         match event {
             Event::Arrived { lane, .. } => self.arrived(lane),
-            Event::Lost { peer, reason } => self.accuse(peer, reason.to_string()),
+            Event::Lost { peer, reason } if self.grouping.includes(peer) => {
+                self.accuse(peer, reason.to_string());
+            }
+            Event::Lost { .. } => {}
         }
     }
 
@@ -251,7 +257,8 @@ impl AttentionLoop {
 
     fn accuse(&mut self, peer: WorkerId, reason: String) {
         if !std::mem::replace(&mut self.halted, true) {
-            (self.parts.accuse)(self.grouping.epoch, peer, reason);
+            let epoch = self.grouping.epoch;
+            self.parts.voice.accuse(epoch, peer, reason);
         }
     }
 
@@ -464,21 +471,21 @@ impl AttentionLoop {
 
     fn finish(&mut self, step: AttentionStep, timing: StepTiming) {
         let batch = &mut self.batches[step.micro_batch.0 as usize];
-        self.unsent.push_back(StepReport {
+        self.unsent.push_back(AttentionWord::Step(StepReport {
             worker: self.parts.worker.index,
             epoch: step.epoch,
             micro_batch: step.micro_batch,
             step: step.step,
             results: std::mem::take(&mut batch.results),
             timing,
-        });
-        self.send_reports();
+        }));
+        self.send_words();
     }
 
-    fn send_reports(&mut self) {
-        while let Some(report) = self.unsent.pop_front() {
-            if let Some(report) = (self.parts.report)(report) {
-                self.unsent.push_front(report);
+    fn send_words(&mut self) {
+        while let Some(word) = self.unsent.pop_front() {
+            if let Some(word) = self.parts.voice.report(word) {
+                self.unsent.push_front(word);
                 return;
             }
         }

@@ -6,7 +6,7 @@ mod rally;
 mod sampler;
 mod sequences;
 
-pub(crate) use actor::start;
+pub(crate) use actor::live;
 pub use rally::{Rally, Task, Wait};
 pub use sampler::{LOGPROBS_MAX, Sampler};
 pub use sequences::{Sequence, SequenceError, Sequences};

@@ -1,55 +1,49 @@
-//! Starting an expert worker: what its data loop is made of.
+//! What an expert worker's data loop is made of.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
-use actix::Addr;
 use volley_models::ExpertModule;
-use volley_transports::{Endpoint, Layer, WorkerId};
+use volley_transports::{Endpoint, WorkerId};
 
 use super::data_loop::{ExpertCommand, ExpertLoop, ExpertParts};
-use crate::placement_map::Grouping;
-use crate::supervisor::{Accused, Supervisor};
-use crate::worker::{Blueprint, Worker};
+use crate::data_loop::{Exit, Signal};
+use crate::voice::{Voice, WorkerWord};
+use crate::worker::{Blueprint, Life};
 
-/// Starts the worker's thread, which loads the module.
-pub(crate) fn start(
-    blueprint: Arc<Blueprint>,
-    worker: WorkerId,
-    life: u64,
-    grouping: Grouping,
-    endpoint: Box<dyn Endpoint>,
-    supervisor: Addr<Supervisor>,
-) -> std::io::Result<Worker<ExpertCommand>> {
-    let accuser = supervisor.clone();
-    let load = move |endpoint, inbox| {
-        let parts = load(&blueprint, worker, &grouping, accuser)?;
-        ExpertLoop::new(parts, grouping, endpoint, inbox)
-    };
-    Worker::new(worker, life, endpoint, supervisor, load, ExpertLoop::run)
-}
-
-fn load(
+/// The body of the worker's thread: loads the module, says so, and serves.
+pub(crate) fn live(
     blueprint: &Blueprint,
     worker: WorkerId,
-    grouping: &Grouping,
-    accuser: Addr<Supervisor>,
-) -> Result<ExpertParts, String> {
+    voice: Voice,
+    endpoint: Box<dyn Endpoint>,
+    inbox: mpsc::Receiver<Signal<ExpertCommand>>,
+) -> Life {
+    let said = voice.clone();
+    let parts = load(blueprint, worker, voice)?;
+    let holds = parts.module.experts().collect();
+    let data_loop = ExpertLoop::new(parts, blueprint.no_grouping()?, endpoint, inbox);
+    let data_loop = data_loop.map_err(Exit::NotLoaded)?;
+    said.say(WorkerWord::Loaded(holds));
+    Ok(data_loop.run())
+}
+
+fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<ExpertParts, Exit> {
     let mut progress = blueprint.progress.of(worker);
-    let member = blueprint.crew.join().map_err(|error| error.to_string())?;
-    // The first placements have one map for all layers.
-    let experts = grouping.placement.local_experts(Layer(0), worker.index);
+    let member = blueprint.join_crew()?;
+    let roster = blueprint.config.roster(blueprint.weights.spec());
+    let experts = roster.home(worker.index).map_err(Exit::not_loaded)?;
     let module = ExpertModule::load(
         &*blueprint.weights,
-        experts,
+        &experts,
         blueprint.experts,
         member,
         &mut progress,
     )
-    .map_err(|error| error.to_string())?;
+    .map_err(Exit::not_loaded)?;
     Ok(ExpertParts {
         worker,
         module,
-        experts: experts.to_vec(),
+        weights: Arc::clone(&blueprint.weights),
         spec: blueprint.weights.spec().clone(),
         dtype: blueprint.config.dtype,
         shape: blueprint.shape,
@@ -58,13 +52,6 @@ fn load(
         clock: blueprint.clock,
         recorder: blueprint.timeline.recorder(worker),
         load: Arc::clone(&blueprint.load),
-        accuse: Box::new(move |epoch, peer, reason| {
-            accuser.do_send(Accused {
-                by: worker,
-                epoch,
-                peer,
-                reason,
-            });
-        }),
+        voice,
     })
 }

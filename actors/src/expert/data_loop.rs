@@ -4,17 +4,18 @@ use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use volley_models::{ComputeType, ExpertModule, ModelSpec, kernels};
+use volley_models::{ComputeType, ExpertModule, ModelSpec, WeightSource, kernels};
 use volley_transports::{
-    Arrival, Endpoint, Epoch, Event, ExchangeShape, Lane, Merge, MicroBatch, Role, Rows, RowsMut,
-    Status, StepKey, Times, WorkerId,
+    Arrival, Endpoint, Event, ExchangeShape, Lane, Merge, MicroBatch, Role, Rows, RowsMut, Status,
+    StepKey, Times, WorkerId,
 };
 
 use super::load::ExpertLoad;
 use crate::clock::Clock;
 use crate::data_loop::{Exit, Signal, rest, wake};
-use crate::placement_map::Grouping;
+use crate::grouping::Grouping;
 use crate::timeline::{Activity, Recorder, Span};
+use crate::voice::{Voice, WorkerWord};
 
 /// Longest sleep of an idle loop, so that deadlines are looked at.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
@@ -25,8 +26,8 @@ const FIRST_WARNING: Duration = Duration::from_secs(1);
 pub(crate) struct ExpertParts {
     pub(crate) worker: WorkerId,
     pub(crate) module: ExpertModule,
-    /// Global ids of the experts it holds, by local index.
-    pub(crate) experts: Vec<u16>,
+    /// Where experts that it adopts come from.
+    pub(crate) weights: Arc<dyn WeightSource>,
     pub(crate) spec: ModelSpec,
     pub(crate) dtype: ComputeType,
     pub(crate) shape: ExchangeShape,
@@ -35,12 +36,15 @@ pub(crate) struct ExpertParts {
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     pub(crate) load: Arc<ExpertLoad>,
-    /// Told of peers that are gone or wrong.
-    pub(crate) accuse: Box<dyn FnMut(Epoch, WorkerId, String) + Send>,
+    /// How it is heard.
+    pub(crate) voice: Voice,
 }
 
-/// An expert worker takes no commands of its own.
-pub(crate) enum ExpertCommand {}
+/// What an expert worker is told.
+pub(crate) enum ExpertCommand {
+    /// Hold these experts beside its own, and no others.
+    Adopt(Vec<u16>),
+}
 
 /// See the module.
 pub(crate) struct ExpertLoop {
@@ -111,7 +115,7 @@ impl ExpertLoop {
     fn serve(&mut self) -> Result<(), Fatal> {
         loop {
             match self.inbox.try_recv() {
-                Ok(Signal::Command(command)) => match command {},
+                Ok(Signal::Command(ExpertCommand::Adopt(experts))) => self.adopt(&experts),
                 Ok(Signal::Regroup(endpoint, grouping)) => {
                     self.parts.module.crew().wake_by(wake(&*endpoint));
                     self.endpoint = endpoint;
@@ -130,7 +134,9 @@ impl ExpertLoop {
                         self.rounds
                             .iter_mut()
                             .for_each(|round| round.merge.lose(peer.index));
-                        (self.parts.accuse)(self.grouping.epoch, peer, reason.to_string());
+                        if self.grouping.includes(peer) {
+                            self.accuse(peer, reason.to_string());
+                        }
                     }
                 }
             }
@@ -142,6 +148,24 @@ impl ExpertLoop {
             self.parts.recorder.flush();
             rest(self.parts.module.crew(), &mut *self.endpoint, IDLE_WAIT);
         }
+    }
+
+    /// Loads experts whose workers are gone. The cluster cannot go on without them, so nothing waits that could be done meanwhile.
+    fn adopt(&mut self, experts: &[u16]) {
+        let parts = &mut self.parts;
+        match parts.module.adopt(&*parts.weights, experts, &mut |_| ()) {
+            Ok(()) => tracing::info!("{} has adopted experts {experts:?}", parts.worker),
+            Err(error) => tracing::error!(
+                "{} cannot adopt experts {experts:?}: {error}; their own worker has to come back",
+                parts.worker
+            ),
+        }
+        let holds = parts.module.experts().collect();
+        parts.voice.say(WorkerWord::Loaded(holds));
+    }
+
+    fn accuse(&self, peer: WorkerId, reason: String) {
+        self.parts.voice.accuse(self.grouping.epoch, peer, reason);
     }
 
     fn fresh_rounds(&self) -> Result<Vec<Round>, Fatal> {
@@ -171,8 +195,7 @@ impl ExpertLoop {
             Ok(Arrival::Ready(_)) => self.ready.push_back(lane.micro_batch),
             Ok(_) => {}
             Err(error) => {
-                let peer = Role::Attention.worker(lane.peer);
-                (self.parts.accuse)(self.grouping.epoch, peer, error.to_string());
+                self.accuse(Role::Attention.worker(lane.peer), error.to_string());
             }
         }
     }
@@ -211,14 +234,19 @@ impl ExpertLoop {
             Batch::Bf16(x) => kernels::Rows::Bf16(&x[..size]),
         };
         let y = &mut self.y[..size];
-        if let Err(error) = self.parts.module.forward(layer, groups.offsets, x, y) {
+        let placement = &self.grouping.placement;
+        let experts = placement.local_experts(key.layer, self.parts.worker.index);
+        let computed = self
+            .parts
+            .module
+            .forward(layer, experts, groups.offsets, x, y);
+        if let Err(error) = computed {
             tracing::error!("{}: {key}: {error}", self.parts.worker);
             let answered = round.merge.abandon(&mut *self.endpoint, Status::Failed);
             answered.map_err(|error| error.to_string())?;
             return self.revisit(micro_batch);
         }
-        for (local, range) in groups.offsets.windows(2).enumerate() {
-            let expert = self.parts.experts[local];
+        for (&expert, range) in experts.iter().zip(groups.offsets.windows(2)) {
             self.parts.load.count(layer, expert, range[1] - range[0]);
         }
         let computed = self.parts.clock.now().saturating_sub(start);
@@ -265,7 +293,7 @@ impl ExpertLoop {
             && let Some(&peer) = missing.first()
         {
             let reason = format!("it did not send for {key} within {deadline:?}");
-            (self.parts.accuse)(self.grouping.epoch, peer, reason);
+            self.accuse(peer, reason);
         }
     }
 

@@ -4,6 +4,6 @@ mod actor;
 mod data_loop;
 mod load;
 
-pub(crate) use actor::start;
+pub(crate) use actor::live;
 pub(crate) use data_loop::ExpertCommand;
 pub use load::ExpertLoad;

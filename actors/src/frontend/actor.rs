@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::mpsc;
+use volley_transports::Epoch;
 
 use super::ledger::{Ledger, Limits, Output, Totals};
 use super::telemetry::{ClientTimes, FrontendMetrics};
 use crate::clock::Clock;
-use crate::protocol::{AttentionCommand, Membership, SequenceId, StepReport};
+use crate::protocol::{AttentionCommand, AttentionWord, Membership, SequenceId};
 use crate::request::{Request, RequestEvent, SubmitError};
 use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
 
@@ -30,7 +31,8 @@ const STEP_OVERDUE: Duration = Duration::from_secs(5);
 pub(crate) struct Frontend {
     ledger: Ledger,
     clients: HashMap<SequenceId, Client>,
-    workers: Vec<Link>,
+    /// By attention worker; none where nobody is.
+    workers: Vec<Option<Link>>,
     scheduler: SchedulerSlot,
     clock: Clock,
     metrics: FrontendMetrics,
@@ -48,6 +50,8 @@ struct Client {
 
 /// The way to an attention worker. What its mailbox does not take waits here, in order.
 struct Link {
+    /// Which incarnation of the worker: see [`Regrouped`].
+    incarnation: Incarnation,
     worker: Recipient<AttentionCommand>,
     backlog: VecDeque<AttentionCommand>,
 }
@@ -90,7 +94,11 @@ impl Frontend {
         loop {
             for output in self.ledger.outputs() {
                 match output {
-                    Output::Worker(worker, command) => self.workers[worker as usize].send(command),
+                    Output::Worker(worker, command) => {
+                        if let Some(Some(link)) = self.workers.get_mut(usize::from(worker)) {
+                            link.send(command);
+                        }
+                    }
                     Output::Client(sequence, event) => {
                         let Some(client) = self.clients.get_mut(&sequence) else {
                             continue;
@@ -116,6 +124,9 @@ impl Frontend {
 
     fn consult(&mut self, ctx: &mut Context<Self>) {
         let slot = &mut self.scheduler;
+        if slot.down && !slot.asking {
+            self.ledger.absorb();
+        }
         if slot.down {
             let rested = self.clock.now() >= slot.resume_at();
             if rested && self.ledger.steps_in_flight() == 0 && !slot.asking {
@@ -173,7 +184,7 @@ impl Frontend {
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        for link in &mut self.workers {
+        for link in self.workers.iter_mut().flatten() {
             link.flush();
         }
         let overdue = self.ledger.overdue(self.clock.now(), STEP_OVERDUE);
@@ -297,14 +308,19 @@ impl Handler<Cancel> for Frontend {
     }
 }
 
-impl Handler<StepReport> for Frontend {
+impl Handler<AttentionWord> for Frontend {
     type Result = ();
 
-    fn handle(&mut self, report: StepReport, ctx: &mut Self::Context) {
+    fn handle(&mut self, word: AttentionWord, ctx: &mut Self::Context) {
         let now = self.clock.now();
-        for (done, age) in self.ledger.report(report, now) {
-            self.last_step = now;
-            self.metrics.step(&done, age);
+        match word {
+            AttentionWord::Step(report) => {
+                for (done, age) in self.ledger.report(report, now) {
+                    self.last_step = now;
+                    self.metrics.step(&done, age);
+                }
+            }
+            AttentionWord::Moved { worker, epoch } => self.ledger.moved(worker, epoch),
         }
         self.advance(ctx);
     }
@@ -324,25 +340,36 @@ impl Handler<Complete> for Frontend {
     }
 }
 
-/// The workers changed: everything under way is void, and goes on under the new membership.
+/// Whom commands are for: the life of a worker, and the epoch since which it has taken part without a break.
+pub(crate) type Incarnation = (u64, Epoch);
+
+/// The workers changed: what is under way goes on under the new membership.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Regrouped {
     pub(crate) membership: Membership,
-    /// The attention workers, by index.
-    pub(crate) workers: Vec<Recipient<AttentionCommand>>,
+    /// The attention workers that take part, by index.
+    pub(crate) workers: Vec<Option<(Incarnation, Recipient<AttentionCommand>)>>,
 }
 
 impl Handler<Regrouped> for Frontend {
     type Result = ();
 
     fn handle(&mut self, message: Regrouped, ctx: &mut Self::Context) {
-        let link = |worker| Link {
-            worker,
-            backlog: VecDeque::new(),
-        };
-        self.workers = message.workers.into_iter().map(link).collect();
-        self.ledger.reset(message.membership);
+        let mut before = std::mem::take(&mut self.workers).into_iter();
+        for worker in message.workers {
+            let before = before.next().flatten();
+            self.workers.push(worker.map(|(incarnation, worker)| {
+                // What one that goes on has not been told yet still holds; what was for another is void.
+                let kept = before.filter(|link| link.incarnation == incarnation);
+                Link {
+                    incarnation,
+                    worker,
+                    backlog: kept.map(|link| link.backlog).unwrap_or_default(),
+                }
+            }));
+        }
+        self.ledger.regroup(message.membership);
         self.advance(ctx);
     }
 }

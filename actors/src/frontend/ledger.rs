@@ -5,6 +5,11 @@
 //!
 //! A request lives here and nowhere else. Schedulers know lengths, attention workers hold what they need to compute, and either can be lost: the ledger has
 //! the prompt and every token that was sent, which is all it takes to go on elsewhere.
+//!
+//! # A new epoch
+//! Workers that go on keep their sequences. Each drops the steps it has not ended and says so ([`AttentionWord::Moved`]); since its words come in order, the
+//! ledger then knows which parts of which steps are not done, and when all have spoken it gives just these out again, under the same step and with the
+//! participants that are left. A step computed twice gives the same tokens, so nobody can tell. What was on a worker that is gone waits for another place.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -13,7 +18,7 @@ use std::time::Duration;
 use volley_transports::{Epoch, MicroBatch, Participants, Step};
 
 use crate::protocol::{
-    AttentionCommand, AttentionStep, Membership, Now, Outcome, SchedulerEvent, SequenceId,
+    AttentionCommand, AttentionStep, Held, Membership, Now, Outcome, SchedulerEvent, SequenceId,
     SequenceResult, StepDone, StepPlan, StepReport, StepTiming, StepWork, Submit,
 };
 use crate::request::{FinishReason, Request, RequestEvent, SubmitError};
@@ -49,6 +54,10 @@ pub struct Ledger {
     steps: BTreeMap<Step, OpenStep>,
     next_sequence: u64,
     next_step: u64,
+    /// Attention workers that have not said that they are in the new epoch. Until they have, no step is given out.
+    moving: BTreeSet<u16>,
+    /// What these are to be told when they have.
+    held: Vec<(u16, AttentionCommand)>,
     draining: bool,
     /// What the scheduler has not been told yet.
     pending: VecDeque<SchedulerEvent>,
@@ -90,8 +99,8 @@ struct Record {
 struct OpenStep {
     micro_batch: MicroBatch,
     opened: Now,
-    /// Workers that have not reported.
-    missing: BTreeSet<u16>,
+    /// Workers that have not reported, and what they were to do.
+    missing: BTreeMap<u16, Vec<StepWork>>,
     outcomes: Vec<Outcome>,
     timing: StepTiming,
 }
@@ -110,7 +119,7 @@ pub struct OverdueStep {
 }
 
 impl Ledger {
-    /// A ledger of a cluster that has no workers yet: requests wait until [`Ledger::reset`] brings some.
+    /// A ledger of a cluster that has no workers yet: requests wait until [`Ledger::regroup`] brings some.
     pub fn new(limits: Limits) -> Self {
         let membership = Membership {
             epoch: Epoch(0),
@@ -125,6 +134,8 @@ impl Ledger {
             steps: BTreeMap::new(),
             next_sequence: 0,
             next_step: 0,
+            moving: BTreeSet::new(),
+            held: Vec::new(),
             draining: false,
             pending: VecDeque::new(),
             outputs: Vec::new(),
@@ -170,7 +181,7 @@ impl Ledger {
             closed: false,
             prompt_logprobs: 0,
         };
-        let submit = record.submit(sequence);
+        let submit = record.submit(sequence, None);
         self.records.insert(sequence, record);
         self.pending.push_back(SchedulerEvent::Submit(submit));
         Ok(sequence)
@@ -202,22 +213,12 @@ impl Ledger {
 
     /// Carries out what the scheduler wants, as far as it is possible.
     pub fn plans(&mut self, plans: &[StepPlan], now: Now) {
-        if self
-            .pending
-            .iter()
-            .any(|event| matches!(event, SchedulerEvent::MembershipChanged(_)))
-        {
-            return; // made for workers that are no more; the scheduler hears of it next
-        }
         let mut refused = Vec::new();
         for plan in plans {
             let accepted = self.view.plan(plan);
             refused.extend(accepted.refused);
             self.totals.preemptions += accepted.preempted.len() as u64;
-            for (sequence, worker) in accepted.preempted {
-                self.outputs
-                    .push(Output::Worker(worker, AttentionCommand::Release(sequence)));
-            }
+            self.release(accepted.preempted);
             if accepted.work.is_empty() {
                 continue;
             }
@@ -237,7 +238,7 @@ impl Ledger {
                         generated: record.generated.clone(),
                         limit: record.limit,
                     };
-                    self.outputs.push(Output::Worker(part.work.worker, admit));
+                    self.command(part.work.worker, admit);
                 }
                 outcomes.push(Outcome {
                     sequence,
@@ -251,29 +252,17 @@ impl Ledger {
                     sample: part.samples,
                 });
             }
-            let mut participants = Participants::none(self.membership.attention.len() as u16);
-            work.keys().for_each(|&worker| participants.insert(worker));
-            let participants = Arc::new(participants);
-            let missing = work.keys().copied().collect();
-            for (worker, work) in work {
-                let step = AttentionStep {
-                    epoch: self.membership.epoch,
-                    micro_batch: plan.micro_batch,
-                    step,
-                    participants: Arc::clone(&participants),
-                    work,
-                };
-                self.outputs
-                    .push(Output::Worker(worker, AttentionCommand::Step(step)));
-            }
             let open = OpenStep {
                 micro_batch: plan.micro_batch,
                 opened: now,
-                missing,
+                missing: work,
                 outcomes,
                 timing: StepTiming::default(),
             };
             self.steps.insert(step, open);
+            if self.moving.is_empty() {
+                self.issue(step);
+            }
         }
         if !refused.is_empty() {
             self.totals.refusals += refused.len() as u64;
@@ -281,15 +270,18 @@ impl Ledger {
         }
     }
 
-    /// Enters an attention worker's report. Reports of an older epoch are void. Returns the steps that ended with it, each with its age.
+    /// Enters an attention worker's report. Returns the steps that ended with it, each with its age.
+    ///
+    /// A report of an older epoch counts, since it comes before its worker's word that it has moved; but not if an earlier incarnation of the worker made it.
     pub fn report(&mut self, report: StepReport, now: Now) -> Vec<(StepDone, Duration)> {
-        if report.epoch != self.membership.epoch {
+        let worker = self.membership.attention.get(usize::from(report.worker));
+        if !worker.is_some_and(|worker| worker.alive && report.epoch >= worker.since) {
             return Vec::new();
         }
         let Some(open) = self.steps.get_mut(&report.step) else {
             return Vec::new();
         };
-        if !open.missing.remove(&report.worker) {
+        if open.missing.remove(&report.worker).is_none() {
             return Vec::new();
         }
         let rows = open.timing.rows + report.timing.rows;
@@ -313,42 +305,78 @@ impl Ledger {
                 result,
             );
         }
-        // Steps of a micro-batch end in order, also if a later one's few participants are quicker.
         let micro_batch = open.micro_batch;
-        let mut ended = Vec::new();
-        while let Some(step) = self.oldest_open(micro_batch)
-            && self.steps[&step].missing.is_empty()
-            && let Some(open) = self.steps.remove(&step)
-        {
-            ended.push(self.end_step(step, open, now));
-        }
-        ended
+        self.end_steps(micro_batch, now)
     }
 
-    /// Starts over under a new membership: what is under way is void, every request waits with all its tokens, none is lost.
-    pub fn reset(&mut self, membership: Membership) {
-        self.steps.clear();
+    /// Goes on under a new membership: see the module. Call [`Ledger::moved`] when a worker says that it is there.
+    pub fn regroup(&mut self, membership: Membership) {
+        let since = |membership: &Membership, worker: u16| {
+            let worker = membership.attention.get(usize::from(worker))?;
+            worker.alive.then_some(worker.since)
+        };
+        self.held.retain(|&(worker, _)| {
+            let now = since(&membership, worker);
+            now.is_some() && now == since(&self.membership, worker)
+        });
+        let workers = membership.attention.iter().zip(0..);
+        self.moving = workers
+            .filter_map(|(worker, index)| worker.alive.then_some(index))
+            .collect();
         self.membership = membership.clone();
         self.pending
             .push_back(SchedulerEvent::MembershipChanged(membership));
-        // A step that is void may have ended sequences and given others tokens: the books begin anew with what the records know.
-        self.pending.extend(
-            self.records
-                .iter()
-                .map(|(&sequence, record)| match record.closed {
-                    true => SchedulerEvent::Cancel(sequence),
-                    false => SchedulerEvent::Submit(record.submit(sequence)),
-                }),
-        );
+    }
+
+    /// An attention worker is in a new epoch: it has dropped what it has not reported.
+    pub fn moved(&mut self, worker: u16, epoch: Epoch) {
+        if epoch != self.membership.epoch || !self.moving.remove(&worker) {
+            return;
+        }
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (told, held): (Vec<_>, Vec<_>) = held.partition(|&(of, _)| of == worker);
+        self.held = held;
+        let told = told.into_iter();
+        self.outputs
+            .extend(told.map(|(of, command)| Output::Worker(of, command)));
+        if self.moving.is_empty() {
+            for step in self.steps.keys().copied().collect::<Vec<_>>() {
+                self.issue(step);
+            }
+        }
+    }
+
+    /// Attention workers that are on their way into the current epoch.
+    pub fn moving(&self) -> impl Iterator<Item = u16> + '_ {
+        self.moving.iter().copied()
+    }
+
+    /// Enters all events in the books without telling anybody: while there is no scheduler. Steps that wait for a worker that is gone end by this.
+    pub fn absorb(&mut self) {
+        while let Some(event) = self.pending.pop_front() {
+            self.enter(&event);
+        }
     }
 
     /// Prepares for a scheduler that was started anew: it will be told all there is to know. Call it when no step is under way.
     pub fn introduce(&mut self) {
         debug_assert!(self.steps.is_empty());
-        while let Some(event) = self.pending.pop_front() {
-            self.enter(&event);
-        }
-        self.reset(self.membership.clone());
+        self.absorb();
+        let before = std::mem::take(&mut self.view);
+        let open = self.records.iter().filter(|(_, record)| !record.closed);
+        let submits = open.map(|(&sequence, record)| {
+            let held = before.sequence(sequence).and_then(|view| {
+                Some(Held {
+                    worker: view.worker?,
+                    computed: view.computed,
+                })
+            });
+            record.submit(sequence, held)
+        });
+        self.pending.push_back(SchedulerEvent::Introduced(
+            self.membership.clone(),
+            submits.collect(),
+        ));
     }
 
     /// Takes no new requests from now on.
@@ -392,10 +420,73 @@ impl Ledger {
             .map(|(&step, open)| OverdueStep {
                 micro_batch: open.micro_batch,
                 step,
-                missing: open.missing.iter().copied().collect(),
+                missing: open.missing.keys().copied().collect(),
                 age: age(open),
             })
             .collect()
+    }
+
+    /// Whether what the books say of a worker is true of the incarnation that is there now. Nothing is sent to others.
+    fn is_current(&self, worker: u16) -> bool {
+        let index = usize::from(worker);
+        let (Some(books), Some(there)) = (
+            self.view.workers().get(index),
+            self.membership.attention.get(index),
+        ) else {
+            return false;
+        };
+        there.alive && books.capacity.since == there.since
+    }
+
+    fn command(&mut self, worker: u16, command: AttentionCommand) {
+        if !self.is_current(worker) {
+            return;
+        }
+        if self.moving.contains(&worker) {
+            self.held.push((worker, command));
+        } else {
+            self.outputs.push(Output::Worker(worker, command));
+        }
+    }
+
+    /// Gives out what is not done of a step.
+    fn issue(&mut self, step: Step) {
+        let Some(open) = self.steps.get(&step) else {
+            return;
+        };
+        let mut participants = Participants::none(self.membership.attention.len() as u16);
+        let workers = open.missing.keys().copied();
+        workers
+            .filter(|&worker| self.is_current(worker))
+            .for_each(|worker| participants.insert(worker));
+        let participants = Arc::new(participants);
+        let parts = open
+            .missing
+            .iter()
+            .filter(|&(&worker, _)| participants.contains(worker));
+        let commands = parts.map(|(&worker, work)| {
+            let step = AttentionStep {
+                epoch: self.membership.epoch,
+                micro_batch: open.micro_batch,
+                step,
+                participants: Arc::clone(&participants),
+                work: work.clone(),
+            };
+            Output::Worker(worker, AttentionCommand::Step(step))
+        });
+        self.outputs.extend(commands);
+    }
+
+    /// Ends what is done of a micro-batch's steps. They end in order, also if a later one's few participants are quicker.
+    fn end_steps(&mut self, micro_batch: MicroBatch, now: Now) -> Vec<(StepDone, Duration)> {
+        let mut ended = Vec::new();
+        while let Some(step) = self.oldest_open(micro_batch)
+            && self.steps[&step].missing.is_empty()
+            && let Some(open) = self.steps.remove(&step)
+        {
+            ended.push(self.end_step(step, open, now));
+        }
+        ended
     }
 
     fn oldest_open(&self, micro_batch: MicroBatch) -> Option<Step> {
@@ -445,22 +536,45 @@ impl Ledger {
                 self.release(left);
             }
             SchedulerEvent::MembershipChanged(membership) => {
-                for (index, worker) in membership.attention.iter().enumerate() {
-                    if worker.alive {
-                        self.outputs
-                            .push(Output::Worker(index as u16, AttentionCommand::Reset));
-                    }
-                }
-                self.view.membership(membership);
+                let evicted = self.view.membership(membership);
+                self.evict(&evicted);
+            }
+            SchedulerEvent::Introduced(membership, submits) => {
+                self.view.introduce(membership, submits);
             }
             SchedulerEvent::Refused(_) => {}
         }
     }
 
+    /// Takes sequences whose worker is gone out of the steps under way, and submits them again.
+    fn evict(&mut self, evicted: &BTreeSet<SequenceId>) {
+        for open in self.steps.values_mut() {
+            open.missing.retain(|_, work| {
+                work.retain(|work| !evicted.contains(&work.sequence));
+                !work.is_empty()
+            });
+            open.outcomes
+                .retain(|outcome| !evicted.contains(&outcome.sequence));
+        }
+        // Right behind the event that evicted them, before whatever else has happened since.
+        for &sequence in evicted.iter().rev() {
+            if let Some(record) = self.records.get(&sequence) {
+                self.pending.push_front(if record.closed {
+                    SchedulerEvent::Cancel(sequence)
+                } else {
+                    SchedulerEvent::Submit(record.submit(sequence, None))
+                });
+            }
+        }
+        for index in 0..self.membership.micro_batches {
+            let now = self.steps.values().map(|open| open.opened).max();
+            self.end_steps(MicroBatch(index), now.unwrap_or_default());
+        }
+    }
+
     fn release(&mut self, left: impl IntoIterator<Item = (SequenceId, u16)>) {
         for (sequence, worker) in left {
-            self.outputs
-                .push(Output::Worker(worker, AttentionCommand::Release(sequence)));
+            self.command(worker, AttentionCommand::Release(sequence));
         }
     }
 
@@ -515,7 +629,7 @@ impl Ledger {
 }
 
 impl Record {
-    fn submit(&self, sequence: SequenceId) -> Submit {
+    fn submit(&self, sequence: SequenceId, held: Option<Held>) -> Submit {
         Submit {
             sequence,
             length: (self.request.prompt.len() + self.generated.len()) as u32,
@@ -523,6 +637,7 @@ impl Record {
             tenant: Arc::clone(&self.request.tenant),
             priority: self.request.priority,
             arrived: self.arrived,
+            held,
         }
     }
 }

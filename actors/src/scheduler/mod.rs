@@ -51,14 +51,7 @@ impl<P: Policy> PolicyScheduler<P> {
 
 impl<P: Policy> Scheduler for PolicyScheduler<P> {
     fn handle(&mut self, event: &SchedulerEvent, now: Now, plans: &mut Vec<StepPlan>) {
-        match event {
-            SchedulerEvent::Submit(submit) => self.view.submit(submit),
-            SchedulerEvent::Cancel(sequence) => drop(self.view.end(*sequence)),
-            SchedulerEvent::StepDone(done) => drop(self.view.step_done(done)),
-            SchedulerEvent::MembershipChanged(membership) => self.view.membership(membership),
-            // Our books and the frontend's agree, so a refusal means a cancellation overtook a plan; its event follows.
-            SchedulerEvent::Refused(_) => {}
-        }
+        self.view.hear(event);
         // Running steps first, plans ahead second: an idle micro-batch is the more urgent one.
         for depth in 0..PLANS_AHEAD {
             for index in 0..self.view.micro_batches() {

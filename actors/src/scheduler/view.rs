@@ -10,8 +10,8 @@ use std::sync::Arc;
 use volley_transports::MicroBatch;
 
 use crate::protocol::{
-    AttentionCapacity, Membership, Now, PLANS_AHEAD, Refusal, RefusalReason, SequenceId, StepDone,
-    StepPlan, Submit, Work,
+    AttentionCapacity, Membership, Now, PLANS_AHEAD, Refusal, RefusalReason, SchedulerEvent,
+    SequenceId, StepDone, StepPlan, Submit, Work,
 };
 
 /// See the module.
@@ -146,16 +146,33 @@ impl View {
             .saturating_sub(sequence.blocks)
     }
 
-    /// Takes a new sequence in.
+    /// Takes a sequence in.
     pub fn submit(&mut self, submit: &Submit) {
+        let id = submit.sequence;
+        let (mut computed, mut blocks, mut worker) = (0, 0, None);
+        let held = submit.held.and_then(|held| {
+            let view = self.workers.get_mut(held.worker as usize)?;
+            Some((held, view))
+        });
+        match held {
+            Some((held, view)) => {
+                blocks = held.computed.div_ceil(view.capacity.block_tokens);
+                view.free_blocks = view.free_blocks.saturating_sub(blocks);
+                view.sequences.insert(id);
+                (computed, worker) = (held.computed, Some(held.worker));
+            }
+            None => {
+                self.waiting.insert(id);
+            }
+        }
         self.sequences.insert(
-            submit.sequence,
+            id,
             SequenceView {
                 length: submit.length,
-                computed: 0,
+                computed,
                 limit: submit.limit,
-                blocks: 0,
-                worker: None,
+                blocks,
+                worker,
                 in_flight: 0,
                 micro_batch: None,
                 tenant: Arc::clone(&submit.tenant),
@@ -164,7 +181,6 @@ impl View {
                 ended: false,
             },
         );
-        self.waiting.insert(submit.sequence);
     }
 
     /// Ends a sequence. With no step under way it leaves at once, and the worker that held its blocks is returned.
@@ -175,12 +191,41 @@ impl View {
         self.leave_if_ended(id)
     }
 
-    /// Begins anew with these workers and no sequences.
-    pub fn membership(&mut self, membership: &Membership) {
-        self.workers = membership
-            .attention
-            .iter()
-            .map(|&capacity| WorkerView {
+    /// Enters what a scheduler is told. Its own plans it enters with [`View::plan`].
+    pub fn hear(&mut self, event: &SchedulerEvent) {
+        match event {
+            SchedulerEvent::Submit(submit) => self.submit(submit),
+            SchedulerEvent::Cancel(sequence) => drop(self.end(*sequence)),
+            SchedulerEvent::StepDone(done) => drop(self.step_done(done)),
+            SchedulerEvent::MembershipChanged(membership) => drop(self.membership(membership)),
+            SchedulerEvent::Introduced(membership, sequences) => {
+                self.introduce(membership, sequences);
+            }
+            // A cancellation overtook the plan: its event follows.
+            SchedulerEvent::Refused(_) => {}
+        }
+    }
+
+    /// Begins anew with these workers and sequences.
+    pub fn introduce(&mut self, membership: &Membership, sequences: &[Submit]) {
+        *self = View::default();
+        self.membership(membership);
+        sequences.iter().for_each(|submit| self.submit(submit));
+    }
+
+    /// Enters the workers there are now. What was on others leaves the books, also from steps under way; returns these sequences.
+    pub fn membership(&mut self, membership: &Membership) -> BTreeSet<SequenceId> {
+        let mut evicted = BTreeSet::new();
+        let mut before = std::mem::take(&mut self.workers).into_iter();
+        for &capacity in &membership.attention {
+            let kept = before.next().map(|worker| {
+                if worker.capacity != capacity {
+                    evicted.extend(worker.sequences.iter().copied());
+                }
+                worker
+            });
+            let kept = kept.filter(|worker| worker.capacity == capacity);
+            self.workers.push(kept.unwrap_or_else(|| WorkerView {
                 capacity,
                 free_blocks: if capacity.alive {
                     capacity.kv_blocks
@@ -188,11 +233,18 @@ impl View {
                     0
                 },
                 sequences: BTreeSet::new(),
-            })
-            .collect();
-        self.in_flight = vec![VecDeque::new(); membership.micro_batches as usize];
-        self.sequences.clear();
-        self.waiting.clear();
+            }));
+        }
+        evicted.extend(before.flat_map(|worker| worker.sequences));
+        self.in_flight
+            .resize(membership.micro_batches as usize, VecDeque::new());
+        for step in self.in_flight.iter_mut().flatten() {
+            step.retain(|part| !evicted.contains(&part.work.sequence));
+        }
+        evicted.iter().for_each(|id| {
+            self.sequences.remove(id);
+        });
+        evicted
     }
 
     /// Checks a plan and enters what of it can be carried out.

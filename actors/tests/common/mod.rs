@@ -35,6 +35,8 @@ pub fn config(shape: (u16, u16, u8), dtype: ComputeType) -> ClusterConfig {
         kv_blocks: 64,
         max_rows: 48,
         prefill_tokens: 24,
+        expert_replicas: 1,
+        spare_experts: 0,
         max_waiting: 1000,
         peer_deadline: Duration::from_secs(30),
         timeline_spans: 0,

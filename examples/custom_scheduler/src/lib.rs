@@ -4,7 +4,7 @@
 //! cluster's books in a [`View`], which knows what each worker holds and what can be planned, and decides one thing: who is first.
 
 use actix::{Actor, Arbiter, Context, Handler, MessageResult};
-use volley_actors::protocol::{PLANS_AHEAD, SchedulerEvent, SequenceId, StepPlan, Work};
+use volley_actors::protocol::{PLANS_AHEAD, SequenceId, StepPlan, Work};
 use volley_actors::{Consult, SequenceView, StartScheduler, View};
 use volley_transports::MicroBatch;
 
@@ -31,13 +31,7 @@ impl Handler<Consult> for ShortestFirst {
     type Result = MessageResult<Consult>;
 
     fn handle(&mut self, consult: Consult, _: &mut Context<Self>) -> Self::Result {
-        match &consult.event {
-            SchedulerEvent::Submit(submit) => self.view.submit(submit),
-            SchedulerEvent::Cancel(sequence) => drop(self.view.end(*sequence)),
-            SchedulerEvent::StepDone(done) => drop(self.view.step_done(done)),
-            SchedulerEvent::MembershipChanged(membership) => self.view.membership(membership),
-            _ => {}
-        }
+        self.view.hear(&consult.event);
         let mut plans = Vec::new();
         for _ in 0..PLANS_AHEAD {
             for micro_batch in (0..self.view.micro_batches()).map(MicroBatch) {

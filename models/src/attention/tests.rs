@@ -96,7 +96,8 @@ impl Model {
         let mut returned = vec![vec![]; acts.rows() * k];
         for worker in &mut self.workers {
             let (mut offsets, mut visits) = (vec![0], vec![]);
-            for expert in worker.experts() {
+            let experts: Vec<u16> = worker.experts().collect();
+            for expert in &experts {
                 visits.extend(
                     (0..acts.rows() * k).filter(|visit| acts.expert_ids()[*visit] == *expert),
                 );
@@ -111,7 +112,7 @@ impl Model {
                         .copied()
                         .collect();
                     worker
-                        .forward(layer, &offsets, Rows::Bf16(&x), &mut out)
+                        .forward(layer, &experts, &offsets, Rows::Bf16(&x), &mut out)
                         .unwrap();
                 }
                 None => {
@@ -122,7 +123,7 @@ impl Model {
                         .copied()
                         .collect();
                     worker
-                        .forward(layer, &offsets, Rows::F32(&x), &mut out)
+                        .forward(layer, &experts, &offsets, Rows::F32(&x), &mut out)
                         .unwrap();
                 }
             }

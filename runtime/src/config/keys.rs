@@ -159,6 +159,20 @@ pub const KEYS: &[Key] = &[
         help: "Expert workers (N). Each holds its share of every layer's experts; at most one worker per expert.",
     },
     Key {
+        path: "cluster.expert_replicas",
+        kind: Kind::Integer { min: 1, max: 256 },
+        default: Default::Value("1"),
+        flag: Some("expert-replicas"),
+        help: "Expert workers that hold each expert (R): when one is lost, the next goes on with it at once. Takes R times the memory of the experts.",
+    },
+    Key {
+        path: "cluster.spare_experts",
+        kind: Kind::Integer { min: 0, max: 4096 },
+        default: Default::Value("0"),
+        flag: Some("spare-experts"),
+        help: "Experts of a layer that a worker has room to take over from lost workers, beside its own. With 0 an expert that nobody else holds waits until its worker is back.",
+    },
+    Key {
         path: "cluster.micro_batches",
         kind: Kind::Integer { min: 1, max: 8 },
         default: Default::Value("2"),

@@ -35,6 +35,8 @@ pub(super) struct RawModel {
 pub(super) struct RawCluster {
     pub(super) attention_workers: u16,
     pub(super) expert_workers: u16,
+    pub(super) expert_replicas: u16,
+    pub(super) spare_experts: u16,
     pub(super) micro_batches: u8,
     pub(super) micro_batch_rows: Auto<u32>,
     pub(super) threads: Auto<usize>,

@@ -141,6 +141,24 @@ impl Settings {
                 ),
             ));
         }
+        if cluster.expert_replicas > cluster.expert_workers {
+            problems.push(Problem::derived(
+                "cluster.expert_replicas",
+                format!(
+                    "is {}, but there are {} expert workers, and each holds an expert once",
+                    cluster.expert_replicas, cluster.expert_workers
+                ),
+            ));
+        }
+        if usize::from(cluster.spare_experts) > spec.experts {
+            problems.push(Problem::derived(
+                "cluster.spare_experts",
+                format!(
+                    "is {}, but the model has {} experts",
+                    cluster.spare_experts, spec.experts
+                ),
+            ));
+        }
         let context = context(raw, spec, &mut problems);
         let rows = raw.limits.max_batch_tokens;
         let prefill_tokens = match raw.limits.prefill_tokens {
@@ -176,6 +194,8 @@ impl Settings {
             cluster: ClusterConfig {
                 attention_workers: cluster.attention_workers,
                 expert_workers: cluster.expert_workers,
+                expert_replicas: cluster.expert_replicas,
+                spare_experts: cluster.spare_experts,
                 micro_batches: cluster.micro_batches,
                 micro_batch_rows: match cluster.micro_batch_rows {
                     Auto::Auto => ClusterConfig::filling_rows(spec, cluster.attention_workers),
@@ -257,6 +277,8 @@ impl Settings {
             }),
             "cluster.attention_workers" => integer(cluster.attention_workers.into()),
             "cluster.expert_workers" => integer(cluster.expert_workers.into()),
+            "cluster.expert_replicas" => integer(cluster.expert_replicas.into()),
+            "cluster.spare_experts" => integer(cluster.spare_experts.into()),
             "cluster.micro_batches" => integer(cluster.micro_batches.into()),
             "cluster.micro_batch_rows" => integer(cluster.micro_batch_rows.into()),
             "cluster.threads" => integer(cluster.threads as u64),

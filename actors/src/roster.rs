@@ -1,0 +1,633 @@
+//! Who is in the cluster, and which epoch follows from it. Pure: what happened and the time go in, a [`Grouping`] comes out.
+//!
+//! Every worker has a *seat*, named by role and index. Whoever sits there has a number of its own, its *life*, so that words of an earlier occupant are known.
+//! A new epoch begins when those who can take part are others than before, and only if they suffice: one attention worker, and an owner for each expert.
+//!
+//! # Where experts are
+//! Worker `w` is at home with the `w`-th range of experts ([`Placement::even`]); with `replicas > 1` the workers behind it hold that range too. Rows go to the first owner
+//! that takes part, counted from home. When an expert has no owner left, living workers with spare room *adopt* it: [`Roster::adoptions`] says who loads what.
+//!
+//! # Accusations
+//! A worker that accuses a peer may be right, or the link between the two is broken while both are well. A process cannot be rebuilt from here, so the accused is *barred*:
+//! it sits out for a while, longer with each time, if the others suffice; else the epoch is begun again with the same workers and new lanes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use volley_transports::{Epoch, Participants, Placement, PlacementError, Role, WorkerId};
+
+use crate::grouping::Grouping;
+use crate::protocol::Now;
+
+/// How long a worker is barred the first time; doubles with each further one.
+const BAR: Duration = Duration::from_millis(500);
+/// Longest bar.
+const BAR_MAX: Duration = Duration::from_secs(15);
+/// A worker that was good for so long is barred as if it were the first time.
+const BAR_FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// The seats, and how experts are spread over them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RosterShape {
+    /// Seats of attention workers.
+    pub attention: u16,
+    /// Seats of expert workers.
+    pub expert_workers: u16,
+    /// Experts of a layer.
+    pub experts: u16,
+    /// Workers that hold each expert.
+    pub replicas: u16,
+    /// Experts that a worker may adopt beside its own.
+    pub spare: u16,
+}
+
+impl RosterShape {
+    /// The experts that an expert worker holds from the start, ascending.
+    ///
+    /// # Errors
+    /// There are no experts or no workers.
+    pub fn home(&self, worker: u16) -> Result<Vec<u16>, PlacementError> {
+        let placement = self.placement(Epoch(0))?;
+        Ok(placement
+            .local_experts(volley_transports::Layer(0), worker)
+            .to_vec())
+    }
+
+    /// Every expert with all its owners, home first.
+    ///
+    /// # Errors
+    /// There are no experts or no workers.
+    pub fn placement(&self, epoch: Epoch) -> Result<Placement, PlacementError> {
+        let even = Placement::even(epoch, self.experts, self.expert_workers)?;
+        let owners = (0..self.experts).map(|expert| {
+            let home = even.owner(volley_transports::Layer(0), expert);
+            let home = home.map_or(0, |owner| owner.worker);
+            let replicas = self.replicas.clamp(1, self.expert_workers);
+            (0..replicas)
+                .map(|next| {
+                    ((u32::from(home) + u32::from(next)) % u32::from(self.expert_workers)) as u16
+                })
+                .collect()
+        });
+        Placement::from_owners(epoch, self.expert_workers, &[owners.collect()])
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    shape: RosterShape,
+    epoch: Epoch,
+    seats: BTreeMap<WorkerId, Seat>,
+    /// What the current epoch was made of: lives by seat, owners by expert.
+    current: Option<Makeup>,
+    /// Begin an epoch even with the same workers.
+    again: bool,
+}
+
+#[derive(Debug, Default)]
+struct Seat {
+    occupant: Option<Occupant>,
+    bar: Option<Bar>,
+}
+
+#[derive(Debug)]
+struct Occupant {
+    life: u64,
+    loaded: bool,
+    /// Experts it holds.
+    holds: BTreeSet<u16>,
+    /// Experts it was told to adopt.
+    adopting: BTreeSet<u16>,
+    /// The epoch since which it has taken part without a break.
+    since: Option<Epoch>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    until: Now,
+    length: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Makeup {
+    attention: BTreeMap<u16, u64>,
+    experts: BTreeMap<u16, u64>,
+    owners: Vec<Vec<u16>>,
+}
+
+impl Roster {
+    /// All seats empty.
+    pub(crate) fn new(shape: RosterShape) -> Self {
+        let attention = (0..shape.attention).map(|index| Role::Attention.worker(index));
+        let experts = (0..shape.expert_workers).map(|index| Role::Expert.worker(index));
+        Roster {
+            shape,
+            epoch: Epoch(0),
+            seats: attention
+                .chain(experts)
+                .map(|id| (id, Seat::default()))
+                .collect(),
+            current: None,
+            again: false,
+        }
+    }
+
+    /// The current epoch; 0 before the first.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether those who can take part suffice.
+    pub(crate) fn is_viable(&self, now: Now) -> bool {
+        self.makeup(now).is_some()
+    }
+
+    /// Who sits there.
+    pub(crate) fn life(&self, worker: WorkerId) -> Option<u64> {
+        self.occupant(worker).map(|occupant| occupant.life)
+    }
+
+    /// Whether the seat exists.
+    pub(crate) fn has_seat(&self, worker: WorkerId) -> bool {
+        self.seats.contains_key(&worker)
+    }
+
+    /// Seats that nobody has.
+    pub(crate) fn empty_seats(&self) -> Vec<WorkerId> {
+        let empty = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.occupant.is_none());
+        empty.map(|(&id, _)| id).collect()
+    }
+
+    /// Whether `life` is who sits there.
+    pub(crate) fn is_current(&self, worker: WorkerId, life: u64) -> bool {
+        self.occupant(worker)
+            .is_some_and(|occupant| occupant.life == life)
+    }
+
+    /// Gives a seat to `life`, who has yet to load. Whoever had it is gone.
+    pub(crate) fn seat(&mut self, worker: WorkerId, life: u64) {
+        if let Some(seat) = self.seats.get_mut(&worker) {
+            seat.occupant = Some(Occupant {
+                life,
+                loaded: false,
+                holds: BTreeSet::new(),
+                adopting: BTreeSet::new(),
+                since: None,
+            });
+        }
+    }
+
+    /// A worker has its weights; `holds` are the experts of an expert worker. Also the answer to an adoption.
+    pub(crate) fn loaded(
+        &mut self,
+        worker: WorkerId,
+        life: u64,
+        holds: impl IntoIterator<Item = u16>,
+    ) {
+        if let Some(occupant) = self
+            .occupant_mut(worker)
+            .filter(|occupant| occupant.life == life)
+        {
+            occupant.loaded = true;
+            occupant.holds = holds.into_iter().collect();
+            occupant
+                .adopting
+                .retain(|expert| !occupant.holds.contains(expert));
+        }
+    }
+
+    /// A worker is gone.
+    pub(crate) fn lost(&mut self, worker: WorkerId) {
+        if let Some(seat) = self.seats.get_mut(&worker) {
+            seat.occupant = None;
+        }
+    }
+
+    /// A worker of `epoch` was said to be silent or wrong. Words of other epochs are stale. Returns whether anything follows.
+    pub(crate) fn accused(&mut self, worker: WorkerId, epoch: Epoch, now: Now) -> bool {
+        if epoch != self.epoch
+            || self.again
+            || self.occupant(worker).is_none_or(|o| o.since.is_none())
+        {
+            return false;
+        }
+        let Some(seat) = self.seats.get_mut(&worker) else {
+            return false;
+        };
+        let before = seat.bar.take();
+        let recent = before.filter(|bar| now < bar.until + BAR_FORGOTTEN);
+        let length = recent.map_or(BAR, |bar| (bar.length * 2).min(BAR_MAX));
+        let until = now + length;
+        seat.bar = Some(Bar { until, length });
+        if self.makeup(now).is_none() {
+            // The others do not suffice: new lanes for all are the best that can be had.
+            if let Some(seat) = self.seats.get_mut(&worker) {
+                seat.bar = Some(Bar { until: now, length });
+            }
+            self.again = true;
+        }
+        true
+    }
+
+    /// Whether a worker sits out for now.
+    pub(crate) fn is_barred(&self, worker: WorkerId, now: Now) -> bool {
+        let bar = self.seats.get(&worker).and_then(|seat| seat.bar);
+        bar.is_some_and(|bar| now < bar.until)
+    }
+
+    /// Who takes part in the current epoch.
+    pub(crate) fn takes_part(&self, worker: WorkerId) -> bool {
+        self.occupant(worker)
+            .is_some_and(|occupant| occupant.since.is_some())
+    }
+
+    /// The epoch since which a worker has taken part.
+    pub(crate) fn since(&self, worker: WorkerId) -> Option<Epoch> {
+        self.occupant(worker).and_then(|occupant| occupant.since)
+    }
+
+    /// The next epoch, if one is due. Before the first all seats must have loaded.
+    ///
+    /// # Errors
+    /// A placement that makes no sense: the shape is empty.
+    pub(crate) fn next(&mut self, now: Now) -> Result<Option<Grouping>, PlacementError> {
+        if self.current.is_none() && !self.seats.values().all(Seat::has_loaded) {
+            return Ok(None);
+        }
+        let Some(makeup) = self.makeup(now) else {
+            return Ok(None);
+        };
+        if !std::mem::take(&mut self.again) && self.current.as_ref() == Some(&makeup) {
+            return Ok(None);
+        }
+        let epoch = Epoch(self.epoch.0 + 1);
+        let owners = std::slice::from_ref(&makeup.owners);
+        let placement = Placement::from_owners(epoch, self.shape.expert_workers, owners)?;
+        self.epoch = epoch;
+        let mut attention = Participants::none(self.shape.attention);
+        let mut fresh = attention.clone();
+        for (id, seat) in &mut self.seats {
+            let Some(occupant) = &mut seat.occupant else {
+                continue;
+            };
+            let takes_part = match id.role {
+                Role::Attention => makeup.attention.contains_key(&id.index),
+                Role::Expert => placement.max_local_experts(id.index) > 0,
+            };
+            if !takes_part {
+                occupant.since = None;
+                continue;
+            }
+            let since = *occupant.since.get_or_insert(epoch);
+            if id.role == Role::Attention {
+                attention.insert(id.index);
+                if since == epoch {
+                    fresh.insert(id.index);
+                }
+            }
+        }
+        self.current = Some(makeup);
+        Ok(Some(Grouping {
+            epoch,
+            placement: Arc::new(placement),
+            attention: Arc::new(attention),
+            fresh: Arc::new(fresh),
+        }))
+    }
+
+    /// Whom to tell to adopt what, for experts that have no owner. Each worker is told once; the list is all that it shall have beside its own.
+    pub(crate) fn adoptions(&mut self, now: Now) -> Vec<(WorkerId, Vec<u16>)> {
+        if self.current.is_none() || self.shape.spare == 0 {
+            return Vec::new();
+        }
+        let orphans = self.orphans(now);
+        let spare = usize::from(self.shape.spare);
+        let mut room: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
+        let mut waiting = BTreeSet::new();
+        for (&id, seat) in &self.seats {
+            if let Some(occupant) = seat.available(now)
+                && id.role == Role::Expert
+            {
+                waiting.extend(occupant.adopting.iter().copied());
+                room.insert(id, occupant.adopting.clone());
+            }
+        }
+        let mut told = BTreeSet::new();
+        for expert in orphans
+            .into_iter()
+            .filter(|expert| !waiting.contains(expert))
+        {
+            let Some((&id, list)) = room.iter_mut().min_by_key(|(_, list)| list.len()) else {
+                return Vec::new();
+            };
+            if list.len() >= spare {
+                return Vec::new(); // not enough room: the lost worker has to come back
+            }
+            list.insert(expert);
+            told.insert(id);
+        }
+        for &id in &told {
+            if let Some(occupant) = self.occupant_mut(id) {
+                occupant.adopting.clone_from(&room[&id]);
+            }
+        }
+        told.into_iter()
+            .map(|id| (id, room[&id].iter().copied().collect()))
+            .collect()
+    }
+
+    /// Experts without an owner that can take part.
+    pub(crate) fn orphans(&self, now: Now) -> Vec<u16> {
+        let owned: BTreeSet<u16> = self
+            .available(Role::Expert, now)
+            .flat_map(|(_, occupant)| occupant.holds.iter().copied())
+            .collect();
+        (0..self.shape.experts)
+            .filter(|expert| !owned.contains(expert))
+            .collect()
+    }
+
+    /// What an epoch would be made of; nothing if they do not suffice.
+    fn makeup(&self, now: Now) -> Option<Makeup> {
+        let lives = |role| -> BTreeMap<u16, u64> {
+            let available = self.available(role, now);
+            available
+                .map(|(index, occupant)| (index, occupant.life))
+                .collect()
+        };
+        let attention = lives(Role::Attention);
+        if attention.is_empty() {
+            return None;
+        }
+        let home = self.shape.placement(Epoch(0)).ok()?;
+        let holders: Vec<(u16, &Occupant)> = self.available(Role::Expert, now).collect();
+        let mut owners = Vec::with_capacity(self.shape.experts.into());
+        for expert in 0..self.shape.experts {
+            let first = home.owner(volley_transports::Layer(0), expert)?.worker;
+            let holds = holders
+                .iter()
+                .filter(|(_, occupant)| occupant.holds.contains(&expert));
+            let mut of: Vec<u16> = holds.map(|&(index, _)| index).collect();
+            let n = self.shape.expert_workers;
+            // Counted from home, so that the load of a lost worker goes to the one behind it.
+            of.sort_by_key(|&worker| {
+                (u32::from(worker) + u32::from(n) - u32::from(first)) % u32::from(n)
+            });
+            if of.is_empty() {
+                return None;
+            }
+            owners.push(of);
+        }
+        Some(Makeup {
+            attention,
+            experts: lives(Role::Expert),
+            owners,
+        })
+    }
+
+    fn available(&self, role: Role, now: Now) -> impl Iterator<Item = (u16, &Occupant)> {
+        let seats = self.seats.iter().filter(move |(id, _)| id.role == role);
+        seats.filter_map(move |(id, seat)| Some((id.index, seat.available(now)?)))
+    }
+
+    fn occupant(&self, worker: WorkerId) -> Option<&Occupant> {
+        self.seats.get(&worker)?.occupant.as_ref()
+    }
+
+    fn occupant_mut(&mut self, worker: WorkerId) -> Option<&mut Occupant> {
+        self.seats.get_mut(&worker)?.occupant.as_mut()
+    }
+}
+
+impl Seat {
+    fn has_loaded(&self) -> bool {
+        self.occupant
+            .as_ref()
+            .is_some_and(|occupant| occupant.loaded)
+    }
+
+    fn available(&self, now: Now) -> Option<&Occupant> {
+        let barred = self.bar.is_some_and(|bar| now < bar.until);
+        self.occupant
+            .as_ref()
+            .filter(|occupant| occupant.loaded && !barred)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use volley_transports::Layer;
+
+    use super::*;
+
+    fn shape(replicas: u16, spare: u16) -> RosterShape {
+        RosterShape {
+            attention: 2,
+            expert_workers: 3,
+            experts: 8,
+            replicas,
+            spare,
+        }
+    }
+
+    fn ms(ms: u64) -> Now {
+        Duration::from_millis(ms)
+    }
+
+    fn started(shape: RosterShape) -> (Roster, Grouping) {
+        let mut roster = Roster::new(shape);
+        for (life, worker) in roster.empty_seats().into_iter().enumerate() {
+            assert!(roster.next(ms(0)).unwrap().is_none());
+            roster.seat(worker, life as u64);
+            arrive(&mut roster, worker, life as u64);
+        }
+        let grouping = roster.next(ms(0)).unwrap().unwrap();
+        assert_eq!(grouping.epoch, Epoch(1));
+        assert!(roster.next(ms(0)).unwrap().is_none(), "nothing has changed");
+        (roster, grouping)
+    }
+
+    fn arrive(roster: &mut Roster, worker: WorkerId, life: u64) {
+        let holds = match worker.role {
+            Role::Attention => Vec::new(),
+            Role::Expert => roster.shape.home(worker.index).unwrap(),
+        };
+        roster.loaded(worker, life, holds);
+    }
+
+    fn owner(grouping: &Grouping, expert: u16) -> u16 {
+        grouping.placement.owner(Layer(3), expert).unwrap().worker
+    }
+
+    #[test]
+    fn a_replica_takes_over_at_once_and_the_home_comes_back() {
+        let (mut roster, first) = started(shape(2, 0));
+        assert_eq!([0, 3, 6].map(|expert| owner(&first, expert)), [0, 1, 2]);
+        assert!(first.attention.contains(1) && first.fresh.contains(1));
+        roster.lost(Role::Expert.worker(1));
+        let second = roster.next(ms(1)).unwrap().unwrap();
+        assert_eq!([0, 3, 6].map(|expert| owner(&second, expert)), [0, 2, 2]);
+        assert!(!second.fresh.contains(1), "attention workers go on");
+        assert!(!second.includes(Role::Expert.worker(1)));
+        roster.seat(Role::Expert.worker(1), 99);
+        assert!(
+            roster.next(ms(2)).unwrap().is_none(),
+            "it has to load first"
+        );
+        arrive(&mut roster, Role::Expert.worker(1), 99);
+        let third = roster.next(ms(3)).unwrap().unwrap();
+        assert_eq!(owner(&third, 3), 1);
+    }
+
+    #[test]
+    fn orphans_are_adopted_where_there_is_room_and_wait_where_there_is_not() {
+        let (mut roster, _) = started(shape(1, 0));
+        roster.lost(Role::Expert.worker(0));
+        assert!(roster.next(ms(1)).unwrap().is_none());
+        assert!(roster.adoptions(ms(1)).is_empty());
+
+        let (mut roster, _) = started(shape(1, 2));
+        roster.lost(Role::Expert.worker(0));
+        assert_eq!(roster.orphans(ms(1)), [0, 1, 2]);
+        let told = roster.adoptions(ms(1));
+        assert_eq!(told.iter().map(|(_, list)| list.len()).sum::<usize>(), 3);
+        assert!(roster.adoptions(ms(1)).is_empty(), "told once");
+        for (worker, list) in told {
+            assert!(roster.next(ms(1)).unwrap().is_none());
+            let holds = roster.shape.home(worker.index).unwrap();
+            let life = roster.occupant(worker).unwrap().life;
+            roster.loaded(worker, life, holds.into_iter().chain(list));
+        }
+        let grouping = roster.next(ms(2)).unwrap().unwrap();
+        assert!((0..8).all(|expert| owner(&grouping, expert) != 0));
+
+        let (mut roster, _) = started(shape(1, 1));
+        roster.lost(Role::Expert.worker(0));
+        assert!(
+            roster.adoptions(ms(1)).is_empty(),
+            "three do not fit two places"
+        );
+    }
+
+    #[test]
+    fn the_accused_sit_out_longer_and_longer_and_are_kept_if_nobody_else_is_there() {
+        let (mut roster, _) = started(shape(1, 0));
+        let attention = Role::Attention.worker(0);
+        assert!(!roster.accused(attention, Epoch(0), ms(0)), "stale");
+        assert!(roster.accused(attention, Epoch(1), ms(0)));
+        let without = roster.next(ms(0)).unwrap().unwrap();
+        assert!(!without.attention.contains(0));
+        assert!(
+            !roster.accused(attention, Epoch(2), ms(0)),
+            "it takes no part"
+        );
+        assert!(roster.next(ms(499)).unwrap().is_none());
+        let again = roster.next(ms(500)).unwrap().unwrap();
+        assert!(again.fresh.contains(0) && !again.fresh.contains(1));
+        assert!(roster.accused(attention, Epoch(3), ms(600)));
+        assert!(roster.is_barred(attention, ms(1599)) && !roster.is_barred(attention, ms(1600)));
+        roster.next(ms(600)).unwrap().unwrap();
+
+        let expert = Role::Expert.worker(2);
+        assert!(roster.accused(expert, Epoch(4), ms(700)));
+        let same = roster.next(ms(700)).unwrap().unwrap();
+        assert!(same.includes(expert), "nobody else has its experts");
+        assert_eq!(same.epoch, Epoch(5));
+    }
+
+    #[test]
+    fn the_last_attention_worker_is_missed_but_not_replaced_by_nothing() {
+        let (mut roster, _) = started(shape(1, 0));
+        roster.lost(Role::Attention.worker(0));
+        assert!(roster.next(ms(0)).unwrap().is_some());
+        roster.lost(Role::Attention.worker(1));
+        assert!(roster.next(ms(1)).unwrap().is_none());
+        roster.seat(Role::Attention.worker(0), 50);
+        arrive(&mut roster, Role::Attention.worker(0), 49);
+        assert!(
+            roster.next(ms(2)).unwrap().is_none(),
+            "words of another life"
+        );
+        arrive(&mut roster, Role::Attention.worker(0), 50);
+        assert!(roster.next(ms(2)).unwrap().unwrap().fresh.contains(0));
+    }
+
+    proptest! {
+        /// Whatever happens: rows go only to workers that hold the expert and take part, epochs grow, and as soon as all are back, all take part at home.
+        #[test]
+        fn every_epoch_is_sound(
+            acts in prop::collection::vec((0..5u8, 0..5usize, 0..400u64), 0..80),
+            replicas in 1..4u16,
+            spare in 0..9u16,
+        ) {
+            let (mut roster, first) = started(shape(replicas, spare));
+            let workers: Vec<WorkerId> = roster.seats.keys().copied().collect();
+            let (mut epoch, mut now, mut life) = (first.epoch, ms(0), 100);
+            let mut lives: BTreeMap<WorkerId, u64> = workers.iter().map(|&id| (id, roster.occupant(id).unwrap().life)).collect();
+            let mut check = |roster: &mut Roster, now: Now, lives: &BTreeMap<WorkerId, u64>| {
+                for (worker, list) in roster.adoptions(now) {
+                    assert!(list.len() <= usize::from(spare));
+                    let home = roster.shape.home(worker.index).unwrap();
+                    roster.loaded(worker, lives[&worker], home.into_iter().chain(list));
+                }
+                let Some(next) = roster.next(now).unwrap() else { return };
+                assert!(next.epoch > epoch);
+                epoch = next.epoch;
+                for expert in 0..8 {
+                    for owner in next.placement.owners(Layer(0), expert) {
+                        let id = Role::Expert.worker(owner.worker);
+                        let occupant = roster.occupant(id).unwrap();
+                        assert!(occupant.loaded && occupant.holds.contains(&expert) && !roster.is_barred(id, now));
+                    }
+                }
+                assert!((0..2).any(|index| next.attention.contains(index)));
+                for index in (0..2).filter(|&index| next.attention.contains(index)) {
+                    assert!(roster.occupant(Role::Attention.worker(index)).unwrap().loaded);
+                }
+            };
+            for (act, which, pause) in acts {
+                now += ms(pause);
+                let worker = workers[which];
+                match act {
+                    0 => {
+                        roster.lost(worker);
+                        lives.remove(&worker);
+                    }
+                    1 if !lives.contains_key(&worker) => {
+                        life += 1;
+                        roster.seat(worker, life);
+                        lives.insert(worker, life);
+                    }
+                    2 => {
+                        if let Some(&life) = lives.get(&worker) {
+                            arrive(&mut roster, worker, life);
+                        }
+                    }
+                    3 => {
+                        let epoch = roster.epoch();
+                        roster.accused(worker, epoch, now);
+                    }
+                    _ => {}
+                }
+                check(&mut roster, now, &lives);
+            }
+            for &worker in &workers {
+                life += 1;
+                roster.lost(worker);
+                roster.seat(worker, life);
+                lives.insert(worker, life);
+                arrive(&mut roster, worker, life);
+            }
+            now += BAR_MAX;
+            check(&mut roster, now, &lives);
+            prop_assert!(workers.iter().all(|&id| roster.takes_part(id)));
+            prop_assert!(roster.orphans(now).is_empty());
+        }
+    }
+}
