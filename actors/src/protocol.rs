@@ -17,7 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use volley_transports::{Epoch, MicroBatch, Participants, Step};
 
 use crate::request::{FinishReason, Request, TokenLogprob};
@@ -29,7 +29,7 @@ pub type Now = Duration;
 pub const PLANS_AHEAD: u8 = 2;
 
 /// A sequence: one request's tokens, prompt and output. Numbers grow in order of arrival and are never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SequenceId(pub u64);
 
 impl std::fmt::Display for SequenceId {
@@ -158,7 +158,7 @@ pub struct Outcome {
 }
 
 /// Where a step's time went on one attention worker. Sums over the layers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTiming {
     /// From the first layer to the last token.
     pub total: Duration,
@@ -245,7 +245,7 @@ pub enum RefusalReason {
 }
 
 /// What an attention worker is told, in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum AttentionCommand {
     /// Make a sequence known; its KV blocks are taken as its steps come.
     Admit {
@@ -269,7 +269,7 @@ impl actix::Message for AttentionCommand {
 }
 
 /// What an attention worker says to the frontend, in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum AttentionWord {
     /// A step came to its end.
     Step(StepReport),
@@ -287,7 +287,7 @@ impl actix::Message for AttentionWord {
 }
 
 /// One attention worker's part of a step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AttentionStep {
     /// Version of membership and placement.
     pub epoch: Epoch,
@@ -302,7 +302,7 @@ pub struct AttentionStep {
 }
 
 /// One sequence's part of an attention worker's step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepWork {
     /// The sequence.
     pub sequence: SequenceId,
@@ -315,7 +315,7 @@ pub struct StepWork {
 }
 
 /// An attention worker's account of a step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepReport {
     /// Index of the worker.
     pub worker: u16,
@@ -332,7 +332,7 @@ pub struct StepReport {
 }
 
 /// What a step did for one sequence.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SequenceResult {
     /// The sequence.
     pub sequence: SequenceId,

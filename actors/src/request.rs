@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// One sequence to be generated.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
@@ -139,7 +139,7 @@ fn least(low: f32) -> String {
 }
 
 /// The log-probability of a token in its place, by the model's unmodified distribution.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// The token.
     pub token: u32,
@@ -166,7 +166,7 @@ pub enum RequestEvent {
 }
 
 /// Why a sequence ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// One of its stop tokens was generated.

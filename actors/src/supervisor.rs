@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(50);
 const MISSED_EVERY: Duration = Duration::from_secs(5);
 
 /// How far a worker has loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LoadProgress {
     /// The worker.
     pub worker: WorkerId,

@@ -6,6 +6,7 @@
 //! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
 //! * [`conformance`] is the suite of tests that every fabric passes.
 
+mod ball;
 pub mod conformance;
 mod detached;
 mod element;
@@ -23,7 +24,8 @@ pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
 pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};
-pub use in_process::{InProcess, InProcessFabric, Spin};
+pub use ball::Spin;
+pub use in_process::{InProcess, InProcessFabric};
 pub use m2n::{
     Arrival, Cause, ExchangeShape, Gather, GatherError, Groups, Merge, MergeError, Owner,
     Placement, PlacementError, Progress, Responded, Scatter, ScatterError, ShapeError,

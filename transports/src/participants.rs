@@ -1,5 +1,7 @@
 //! Which attention workers take part in one exchange.
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// A set of attention workers, as a bitmap sized once.
 ///
 /// The scheduler decides who takes part in a step of a micro-batch; every participant names the same set in its
@@ -81,6 +83,28 @@ pub(crate) fn bit(words: &[u64], index: u16) -> bool {
     words
         .get(usize::from(index) / 64)
         .is_some_and(|word| word >> (index % 64) & 1 == 1)
+}
+
+/// Travels as the number of workers and those that take part.
+impl Serialize for Participants {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.workers, self.iter().collect::<Vec<u16>>()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Participants {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (workers, members) = <(u16, Vec<u16>)>::deserialize(deserializer)?;
+        let mut participants = Self::none(workers);
+        for member in members {
+            if member >= workers {
+                let message = format!("worker {member} of {workers} cannot take part");
+                return Err(serde::de::Error::custom(message));
+            }
+            participants.insert(member);
+        }
+        Ok(participants)
+    }
 }
 
 /// Sets bit `index`, which the caller has checked.

@@ -1,0 +1,18 @@
+//! Workers in processes of their own, and the controller they join.
+//!
+//! A worker loads its weights at once, from its own configuration, and meanwhile calls the controller (the process with frontend, scheduler and
+//! supervisor). It says who it is and what it computes with ([`Fingerprint`]); the controller gives it its seat or refuses it with the difference. From then on
+//! the link carries what mailboxes carry in one process: orders and commands one way, words and reports the other. Rows never take it: for each epoch
+//! the worker joins the data fabric, with the addresses that the order names.
+//!
+//! A link that breaks costs the worker its seat and nothing else: it keeps its weights, calls again, and is used again.
+
+mod fingerprint;
+mod gate;
+mod message;
+mod worker;
+
+pub use fingerprint::{Difference, Fingerprint};
+pub use gate::GateError;
+pub(crate) use gate::{Gate, Joined};
+pub use worker::{RemoteWorker, RemoteWorkerError};
