@@ -14,7 +14,6 @@
 //! look that follows that `park` sees the push. A left-over token costs one more turn of the loop, nothing else.
 //! [`Waker::wake`] follows the same order with the flag `woken` in place of the queue.
 
-
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,6 +68,14 @@ impl Ball {
         match role {
             Role::Attention => &self.by_attention,
             Role::Expert => &self.by_expert,
+        }
+    }
+
+    /// The slot that workers of `role` send from.
+    pub(crate) fn slot_mut(&mut self, role: Role) -> &mut Slot {
+        match role {
+            Role::Attention => &mut self.by_attention,
+            Role::Expert => &mut self.by_expert,
         }
     }
 
@@ -361,43 +368,43 @@ impl<L: Link> Drop for BallEnd<L> {
 
 /// Makes a public endpoint of a wrapper around a [`BallEnd`].
 macro_rules! delegate_endpoint {
-    ($end:ident) => {
+    ($end:ident, $inner:tt) => {
         impl Endpoint for $end {
             fn id(&self) -> WorkerId {
-                self.0.id()
+                self.$inner.id()
             }
             fn peers(&self) -> u16 {
-                self.0.peers()
+                self.$inner.peers()
             }
             fn micro_batches(&self) -> u8 {
-                self.0.micro_batches()
+                self.$inner.micro_batches()
             }
             fn holds(&self, lane: Lane) -> bool {
-                self.0.holds(lane)
+                self.$inner.holds(lane)
             }
             fn received(&self, lane: Lane) -> Result<&[u8], LaneError> {
-                self.0.received(lane)
+                self.$inner.received(lane)
             }
             fn slot(&mut self, lane: Lane) -> Result<&mut [u8], LaneError> {
-                self.0.slot(lane)
+                self.$inner.slot(lane)
             }
             fn both(&mut self, lane: Lane) -> Result<(&[u8], &mut [u8]), LaneError> {
-                self.0.both(lane)
+                self.$inner.both(lane)
             }
             fn post(&mut self, lane: Lane, len: usize) -> Result<(), LaneError> {
-                self.0.post(lane, len)
+                self.$inner.post(lane, len)
             }
             fn poll(&mut self) -> Option<Event> {
-                self.0.poll()
+                self.$inner.poll()
             }
             fn ready(&mut self) -> bool {
-                self.0.ready()
+                self.$inner.ready()
             }
             fn wait(&mut self, timeout: Duration) {
-                self.0.wait(timeout);
+                self.$inner.wait(timeout);
             }
             fn waker(&self) -> Waker {
-                self.0.waker()
+                self.$inner.waker()
             }
         }
     };

@@ -115,12 +115,23 @@ pub enum Event {
 pub enum LostReason {
     /// It closed its endpoint, or its thread ended.
     Closed,
+    /// It could not be reached when the lanes were made.
+    Unreachable,
+    /// Nothing came from it any more.
+    TimedOut,
+    /// It, or something on the way, broke the protocol of the fabric.
+    Broken,
 }
 
 impl std::fmt::Display for LostReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Closed => f.write_str("it closed its endpoint"),
+            Self::Unreachable => f.write_str("it could not be reached"),
+            Self::TimedOut => f.write_str("no sign of life came from it any more"),
+            Self::Broken => {
+                f.write_str("its connection broke; the log of the network names the reason")
+            }
         }
     }
 }

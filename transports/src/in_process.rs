@@ -55,7 +55,7 @@ impl InProcessFabric {
 /// One worker's end of an in-process fabric. May move to the thread of its worker after it was built.
 pub struct InProcess(BallEnd<ToInbox>);
 
-crate::ball::delegate_endpoint!(InProcess);
+crate::ball::delegate_endpoint!(InProcess, 0);
 
 /// The way to a peer of the same process.
 struct ToInbox {

@@ -15,16 +15,17 @@ mod id;
 mod in_process;
 mod m2n;
 mod participants;
+pub mod quic;
 mod slot;
 mod topology;
 mod waker;
 mod wire;
 
+pub use ball::Spin;
 pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
 pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};
-pub use ball::Spin;
 pub use in_process::{InProcess, InProcessFabric};
 pub use m2n::{
     Arrival, Cause, ExchangeShape, Gather, GatherError, Groups, Merge, MergeError, Owner,

@@ -1,0 +1,28 @@
+//! QUIC with mutual TLS: control links between processes, and a fabric whose lanes are streams.
+//!
+//! A process has one [`QuicNode`]: one UDP socket on which it calls and is called. Whoever calls says what for in a *hello*; everything behind it depends on that:
+//! * a [`ControlLink`] carries messages of any kind between two processes;
+//! * *data connections*, some for each pair of attention and expert worker and for one epoch, carry a stream for each lane. [`QuicNode::join`] makes them an
+//!   [`Endpoint`](crate::Endpoint).
+//!
+//! Who may do what stands in certificates ([`Identity`]): all are signed by the cluster's own authority, and each names a [`NodeRole`]. A peer without one gets
+//! no further than the handshake. Handshakes and hellos have deadlines and bounded numbers, so that strangers cannot hold resources. A peer that breaks the
+//! protocol loses its connection, with a reason, and nothing else is touched.
+//!
+//! A frame's bytes are copied once on each side: into the connection's send buffer, and from its receive buffer into the slot.
+
+mod control;
+mod error;
+mod fabric;
+mod hello;
+mod identity;
+mod node;
+
+#[doc(hidden)]
+pub use hello::describe_hello;
+
+pub use control::{CONTROL_MESSAGE_MAX, ControlLink, ControlReceiver, ControlSender, Peer};
+pub use error::QuicError;
+pub use fabric::QuicEndpoint;
+pub use identity::{CertificateAuthority, Identity, IdentityError, IssuedCertificate, NodeRole};
+pub use node::{QuicNode, QuicOptions};
