@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, System};
 use metrics::{counter, gauge};
-use volley_models::{Crew, WeightSource};
+use volley_models::{Crew, ModelSpec, WeightSource};
 use volley_transports::WorkerId;
+use volley_transports::quic::QuicNode;
 
 use crate::clock::Clock;
 use crate::cluster_config::ClusterConfig;
@@ -15,6 +16,7 @@ use crate::cluster_error::ClusterError;
 use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
+use crate::remote::{Fingerprint, Gate, GateError};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
 use crate::supervisor::{CrashWorker, LoadProgress, LoadReporter, Shutdown, Site, Supervisor};
 use crate::timeline::Timeline;
@@ -33,6 +35,8 @@ pub struct Cluster {
     expert_workers: u16,
     supervisor: Addr<Supervisor>,
     control: Mutex<Option<JoinHandle<()>>>,
+    /// Takes calls of workers in other processes.
+    gate: Mutex<Option<Gate>>,
     published: Mutex<Vec<u64>>,
 }
 
@@ -45,7 +49,7 @@ impl std::fmt::Debug for Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until every worker has loaded. `scheduler` takes the place of the shipped one
+    /// Starts a cluster on threads of this process and waits until every worker has loaded. `scheduler` takes the place of the shipped one
     /// ([`FirstCome`]); `progress` hears from the workers' threads how far each has loaded.
     ///
     /// # Errors
@@ -56,19 +60,13 @@ impl Cluster {
         scheduler: Option<StartScheduler>,
         progress: Arc<dyn Fn(LoadProgress) + Send + Sync>,
     ) -> Result<Cluster, ClusterError> {
-        let spec = weights.spec();
-        config.check(spec)?;
-        let shape = config.shape(spec)?;
-        let limits = Limits {
-            context: config.context,
-            vocab: spec.vocab,
-            max_waiting: config.max_waiting,
-        };
+        let spec = weights.spec().clone();
+        config.check(&spec)?;
+        let shape = config.shape(&spec)?;
         let topology = shape.topology(config.micro_batches)?;
         let timeline = Timeline::new(topology.ids(), config.timeline_spans);
         let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
         let clock = Clock::start();
-        let expert_workers = config.expert_workers;
         let blueprint = Blueprint {
             attention: config.attention_options(),
             experts: config.expert_options(shape.max_merged()?),
@@ -81,16 +79,65 @@ impl Cluster {
             weights,
             config: config.clone(),
         };
+        let site = Site::Here(Arc::new(blueprint));
+        Self::launch(config, &spec, scheduler, site, clock, timeline, load, |_, _| Ok(None))
+    }
+
+    /// Waits at `node` for workers of other processes, and returns when all are there and have loaded. See [`RemoteWorker`](crate::RemoteWorker).
+    ///
+    /// # Errors
+    /// When the configuration does not fit the model.
+    pub fn gather(
+        config: ClusterConfig,
+        spec: &ModelSpec,
+        scheduler: Option<StartScheduler>,
+        progress: Arc<dyn Fn(LoadProgress) + Send + Sync>,
+        node: QuicNode,
+        fingerprint: Fingerprint,
+    ) -> Result<Cluster, ClusterError> {
+        config.check(spec)?;
+        let timeline = Timeline::new(std::iter::empty(), 0);
+        let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
+        let clock = Clock::start();
+        let open = move |frontend: &Addr<Frontend>, supervisor: &Addr<Supervisor>| {
+            let gate = Gate::open(
+                node,
+                fingerprint,
+                supervisor.clone(),
+                frontend.clone(),
+                LoadReporter(progress),
+            );
+            Ok(Some(gate.map_err(|GateError(error)| ClusterError::Control(error))?))
+        };
+        Self::launch(config, spec, scheduler, Site::Afar, clock, timeline, load, open)
+    }
+
+    /// Starts the control thread with frontend and supervisor, and waits until all workers have loaded.
+    fn launch(
+        config: ClusterConfig,
+        spec: &ModelSpec,
+        scheduler: Option<StartScheduler>,
+        site: Site,
+        clock: Clock,
+        timeline: Timeline,
+        load: Arc<ExpertLoad>,
+        open: impl FnOnce(&Addr<Frontend>, &Addr<Supervisor>) -> Result<Option<Gate>, ClusterError>,
+    ) -> Result<Cluster, ClusterError> {
+        let limits = Limits {
+            context: config.context,
+            vocab: spec.vocab,
+            max_waiting: config.max_waiting,
+        };
+        let expert_workers = config.expert_workers;
         let (built, addresses) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
+        let spec = spec.clone();
         let control = move || {
             let system = System::new();
             let addresses = system.block_on(async move {
                 let scheduler = scheduler
                     .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
                 let frontend = Frontend::new(limits, scheduler, clock).start();
-                let spec = blueprint.weights.spec().clone();
-                let site = Site::Here(Arc::new(blueprint));
                 let supervisor =
                     Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
                 (frontend, supervisor)
@@ -105,6 +152,7 @@ impl Cluster {
             .spawn(control)
             .map_err(ClusterError::Control)?;
         let (frontend, supervisor) = addresses.recv().map_err(|_| ClusterError::ControlEnded)?;
+        let gate = open(&frontend, &supervisor);
         let cluster = Cluster {
             client: Client::new(frontend),
             timeline,
@@ -112,8 +160,10 @@ impl Cluster {
             expert_workers,
             supervisor,
             control: Mutex::new(Some(control)),
+            gate: Mutex::new(None),
             published: Mutex::new(Vec::new()),
         };
+        *cluster.gate.lock().unwrap_or_else(PoisonError::into_inner) = gate?;
         outcome.recv().map_err(|_| ClusterError::ControlEnded)??;
         Ok(cluster)
     }

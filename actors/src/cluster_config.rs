@@ -258,6 +258,11 @@ impl ClusterConfig {
     }
 
     pub(crate) fn attention_options(&self) -> AttentionOptions {
+        self.attention_options_for(self.workers())
+    }
+
+    /// For a process with so many workers.
+    pub(crate) fn attention_options_for(&self, workers: usize) -> AttentionOptions {
         AttentionOptions {
             dtype: self.dtype,
             quantize: self.quantize,
@@ -266,7 +271,7 @@ impl ClusterConfig {
             block_tokens: self.block_tokens as usize,
             max_rows: self.max_rows as usize,
             micro_batches: self.micro_batches as usize,
-            seats: Crew::seats(self.threads, self.workers()),
+            seats: Crew::seats(self.threads, workers),
         }
     }
 

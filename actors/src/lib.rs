@@ -19,6 +19,7 @@ mod metered;
 pub mod metric_names;
 
 pub mod protocol;
+mod remote;
 mod request;
 mod roster;
 mod scheduler;
@@ -36,6 +37,7 @@ pub use expert::ExpertLoad;
 pub use frontend::{
     AttentionStatus, Client, Ledger, Limits, Output, OverdueStep, RequestStream, Status, Totals,
 };
+pub use remote::{Difference, Fingerprint, RemoteWorker, RemoteWorkerError};
 pub use request::{
     FinishReason, Request, RequestEvent, Sampling, SamplingError, SubmitError, TokenLogprob,
 };

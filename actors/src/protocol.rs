@@ -282,6 +282,16 @@ pub enum AttentionWord {
     },
 }
 
+impl AttentionWord {
+    /// Index of the worker that says it.
+    pub fn worker(&self) -> u16 {
+        match self {
+            AttentionWord::Step(report) => report.worker,
+            AttentionWord::Moved { worker, .. } => *worker,
+        }
+    }
+}
+
 impl actix::Message for AttentionWord {
     type Result = ();
 }

@@ -102,6 +102,8 @@ struct Occupant {
     adopting: BTreeSet<u16>,
     /// The epoch since which it has taken part without a break.
     since: Option<Epoch>,
+    /// It leaves as soon as the others suffice.
+    leaving: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -178,6 +180,7 @@ impl Roster {
                 holds: BTreeSet::new(),
                 adopting: BTreeSet::new(),
                 since: None,
+                leaving: false,
             });
         }
     }
@@ -206,6 +209,26 @@ impl Roster {
         if let Some(seat) = self.seats.get_mut(&worker) {
             seat.occupant = None;
         }
+    }
+
+    /// A worker wants to leave: its work goes elsewhere as soon as others can take it.
+    pub(crate) fn leaving(&mut self, worker: WorkerId) {
+        if let Some(occupant) = self.occupant_mut(worker) {
+            occupant.leaving = true;
+        }
+    }
+
+    /// Workers that want to leave and take no part any more; each is named once.
+    pub(crate) fn released(&mut self) -> Vec<WorkerId> {
+        let seats = self.seats.iter_mut();
+        let occupants = seats.filter_map(|(&id, seat)| Some((id, seat.occupant.as_mut()?)));
+        let released = occupants.filter(|(_, o)| o.leaving && o.loaded && o.since.is_none());
+        released
+            .map(|(id, occupant)| {
+                occupant.loaded = false;
+                id
+            })
+            .collect()
     }
 
     /// A worker of `epoch` was said to be silent or wrong. Words of other epochs are stale. Returns whether anything follows.
@@ -305,13 +328,14 @@ impl Roster {
         if self.current.is_none() || self.shape.spare == 0 {
             return Vec::new();
         }
-        let orphans = self.orphans(now);
+        let orphans = self.orphans(now, false);
         let spare = usize::from(self.shape.spare);
         let mut room: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
         let mut waiting = BTreeSet::new();
         for (&id, seat) in &self.seats {
             if let Some(occupant) = seat.available(now)
                 && id.role == Role::Expert
+                && !occupant.leaving
             {
                 waiting.extend(occupant.adopting.iter().copied());
                 room.insert(id, occupant.adopting.clone());
@@ -341,10 +365,10 @@ impl Roster {
             .collect()
     }
 
-    /// Experts without an owner that can take part.
-    pub(crate) fn orphans(&self, now: Now) -> Vec<u16> {
+    /// Experts without an owner that can take part; those that leave count if `leaving`.
+    fn orphans(&self, now: Now, leaving: bool) -> Vec<u16> {
         let owned: BTreeSet<u16> = self
-            .available(Role::Expert, now)
+            .available(Role::Expert, now, leaving)
             .flat_map(|(_, occupant)| occupant.holds.iter().copied())
             .collect();
         (0..self.shape.experts)
@@ -352,10 +376,16 @@ impl Roster {
             .collect()
     }
 
-    /// What an epoch would be made of; nothing if they do not suffice.
+    /// What an epoch would be made of; nothing if they do not suffice. Workers that leave take part only if they are needed.
     fn makeup(&self, now: Now) -> Option<Makeup> {
+        let attention = self.available(Role::Attention, now, false).next().is_none();
+        let experts = !self.orphans(now, false).is_empty();
         let lives = |role| -> BTreeMap<u16, u64> {
-            let available = self.available(role, now);
+            let leaving = match role {
+                Role::Attention => attention,
+                Role::Expert => experts,
+            };
+            let available = self.available(role, now, leaving);
             available
                 .map(|(index, occupant)| (index, occupant.life))
                 .collect()
@@ -365,7 +395,7 @@ impl Roster {
             return None;
         }
         let home = self.shape.placement(Epoch(0)).ok()?;
-        let holders: Vec<(u16, &Occupant)> = self.available(Role::Expert, now).collect();
+        let holders: Vec<(u16, &Occupant)> = self.available(Role::Expert, now, experts).collect();
         let mut owners = Vec::with_capacity(self.shape.experts.into());
         for expert in 0..self.shape.experts {
             let first = home.owner(volley_transports::Layer(0), expert)?.worker;
@@ -390,9 +420,15 @@ impl Roster {
         })
     }
 
-    fn available(&self, role: Role, now: Now) -> impl Iterator<Item = (u16, &Occupant)> {
+    fn available(
+        &self,
+        role: Role,
+        now: Now,
+        leaving: bool,
+    ) -> impl Iterator<Item = (u16, &Occupant)> {
         let seats = self.seats.iter().filter(move |(id, _)| id.role == role);
-        seats.filter_map(move |(id, seat)| Some((id.index, seat.available(now)?)))
+        let available = seats.filter_map(move |(id, seat)| Some((id.index, seat.available(now)?)));
+        available.filter(move |(_, occupant)| leaving || !occupant.leaving)
     }
 
     fn occupant(&self, worker: WorkerId) -> Option<&Occupant> {
@@ -494,7 +530,7 @@ mod tests {
 
         let (mut roster, _) = started(shape(1, 2));
         roster.lost(Role::Expert.worker(0));
-        assert_eq!(roster.orphans(ms(1)), [0, 1, 2]);
+        assert_eq!(roster.orphans(ms(1), true), [0, 1, 2]);
         let told = roster.adoptions(ms(1));
         assert_eq!(told.iter().map(|(_, list)| list.len()).sum::<usize>(), 3);
         assert!(roster.adoptions(ms(1)).is_empty(), "told once");
@@ -539,6 +575,31 @@ mod tests {
         let same = roster.next(ms(700)).unwrap().unwrap();
         assert!(same.includes(expert), "nobody else has its experts");
         assert_eq!(same.epoch, Epoch(5));
+    }
+
+    #[test]
+    fn who_leaves_stays_until_others_can_take_the_work() {
+        let (mut roster, _) = started(shape(1, 3));
+        let (attention, expert) = (Role::Attention.worker(1), Role::Expert.worker(0));
+        roster.leaving(attention);
+        assert!(roster.released().is_empty(), "it still takes part");
+        assert!(!roster.next(ms(0)).unwrap().unwrap().attention.contains(1));
+        assert_eq!(roster.released(), [attention]);
+        assert!(roster.released().is_empty(), "told once");
+        roster.lost(attention);
+        roster.leaving(Role::Attention.worker(0));
+        assert!(roster.next(ms(0)).unwrap().is_none(), "the last one has to stay");
+
+        roster.leaving(expert);
+        assert!(roster.next(ms(1)).unwrap().is_none());
+        for (worker, list) in roster.adoptions(ms(1)) {
+            assert_ne!(worker, expert);
+            let holds = roster.shape.home(worker.index).unwrap();
+            let life = roster.occupant(worker).unwrap().life;
+            roster.loaded(worker, life, holds.into_iter().chain(list));
+        }
+        assert!(!roster.next(ms(2)).unwrap().unwrap().includes(expert));
+        assert_eq!(roster.released(), [expert]);
     }
 
     #[test]
@@ -627,7 +688,7 @@ mod tests {
             now += BAR_MAX;
             check(&mut roster, now, &lives);
             prop_assert!(workers.iter().all(|&id| roster.takes_part(id)));
-            prop_assert!(roster.orphans(now).is_empty());
+            prop_assert!(roster.orphans(now, true).is_empty());
         }
     }
 }

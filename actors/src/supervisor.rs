@@ -24,6 +24,7 @@ use crate::grouping::Grouping;
 use crate::metered::Metered;
 use crate::metric_names;
 use crate::protocol::{AttentionCapacity, AttentionCommand, AttentionWord, Membership};
+use crate::remote::Joined;
 use crate::roster::Roster;
 use crate::voice::{Ear, WorkerWord};
 use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
@@ -202,6 +203,7 @@ impl Supervisor {
             Ok(None) => {}
             Err(error) => self.give_up(error.to_string()),
         }
+        self.release();
     }
 
     /// Moves everybody to the lanes of a new epoch.
@@ -323,6 +325,14 @@ impl Supervisor {
         }
         self.missed = Instant::now();
         self.advance();
+    }
+
+    /// Lets workers go that want to leave and are not needed any more.
+    fn release(&mut self) {
+        for worker in self.roster.released() {
+            tracing::info!("{worker} leaves");
+            self.order(worker, Order::Release);
+        }
     }
 
     fn give_up(&mut self, reason: String) {
@@ -448,6 +458,60 @@ impl Handler<Heard> for Supervisor {
                 None => self.lose(worker, &format!("it could not load: {reason}"), ctx),
             },
             WorkerWord::Ended(Exit::Failed(reason)) => self.lose(worker, &reason, ctx),
+        }
+    }
+}
+
+impl Handler<Joined> for Supervisor {
+    type Result = Result<u64, String>;
+
+    fn handle(&mut self, message: Joined, _: &mut Self::Context) -> Self::Result {
+        let worker = message.worker;
+        if self.stopping {
+            return Err("the cluster stops".to_owned());
+        }
+        if !self.roster.has_seat(worker) {
+            return Err(format!(
+                "there is no {worker}: the cluster has {} attention and {} expert workers",
+                self.config.attention_workers, self.config.expert_workers
+            ));
+        }
+        if self.seats.contains_key(&worker) {
+            return Err(format!(
+                "{worker} is there already; was its index given twice? One that is gone frees its seat in a moment"
+            ));
+        }
+        self.next_life += 1;
+        let life = self.next_life;
+        self.roster.seat(worker, life);
+        let addr = message.proxy().start();
+        let seat = Seat {
+            orders: addr.clone().recipient(),
+            stop: addr.clone().recipient(),
+            commands: (worker.role == Role::Attention).then(|| addr.recipient()),
+            address: (worker.role == Role::Expert).then_some(message.peer.address),
+        };
+        self.seats.insert(worker, seat);
+        Ok(life)
+    }
+}
+
+/// A worker wants to leave when its work has gone elsewhere.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Leaving {
+    pub(crate) worker: WorkerId,
+    pub(crate) life: u64,
+}
+
+impl Handler<Leaving> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: Leaving, _: &mut Self::Context) {
+        if self.roster.is_current(message.worker, message.life) {
+            tracing::info!("{} wants to leave", message.worker);
+            self.roster.leaving(message.worker);
+            self.advance();
         }
     }
 }

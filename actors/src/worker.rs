@@ -120,6 +120,8 @@ pub(crate) enum Order {
     Adopt(Vec<u16>),
     /// Panic, as a defect would make it.
     Crash,
+    /// A worker that wants to leave may.
+    Release,
 }
 
 /// Where a worker's lanes of an epoch lead.
@@ -150,6 +152,8 @@ impl Handler<Order> for Worker {
             (Order::Adopt(_), Loop::Attention(_)) => {
                 debug_assert!(false, "an attention worker has no experts");
             }
+            // Only processes leave by themselves.
+            (Order::Release, _) => {}
             (Order::Crash, Loop::Attention(data_loop)) => data_loop.crash(),
             (Order::Crash, Loop::Expert(data_loop)) => data_loop.crash(),
         }

@@ -55,7 +55,7 @@ impl Fingerprint {
             ("KV blocks of an attention worker", config.kv_blocks.to_string()),
         ];
         let text = |(name, value): (&str, String)| (name.to_owned(), value);
-        let alike = [("instruction set", format!("{:?}", Isa::detect().set()))];
+        let alike = [("instruction set", format!("{:?}", Isa::detect()))];
         Fingerprint {
             equal: equal.map(text).into(),
             alike: alike.map(text).into(),

@@ -45,7 +45,8 @@ pub(super) enum ToWorker {
     Command(AttentionCommand),
     Adopt(Vec<u16>),
     Crash,
-    Stop,
+    /// The work of a worker that leaves has gone elsewhere.
+    Released,
 }
 
 /// A [`Grouping`] with the addresses of its expert workers.
@@ -138,7 +139,7 @@ mod tests {
         let back: WireGrouping = decode(&encode(&wire)).unwrap();
         let there = back.grouping().unwrap();
         assert_eq!(there.placement, grouping.placement);
-        assert_eq!((there.attention, there.fresh), (grouping.attention, grouping.fresh));
+        assert_eq!((there.attention, there.fresh), (grouping.attention.clone(), grouping.fresh.clone()));
         assert_eq!(back.addresses, [Some(address), None, None]);
         assert!(WireGrouping::new(&grouping, vec![None]).grouping().is_err());
     }

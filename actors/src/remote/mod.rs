@@ -13,6 +13,5 @@ mod message;
 mod worker;
 
 pub use fingerprint::{Difference, Fingerprint};
-pub use gate::GateError;
-pub(crate) use gate::{Gate, Joined};
+pub(crate) use gate::{Gate, GateError, Joined};
 pub use worker::{RemoteWorker, RemoteWorkerError};
