@@ -80,10 +80,20 @@ impl Cluster {
             config: config.clone(),
         };
         let site = Site::Here(Arc::new(blueprint));
-        Self::launch(config, &spec, scheduler, site, clock, timeline, load, |_, _| Ok(None))
+        Self::launch(
+            config,
+            &spec,
+            scheduler,
+            site,
+            clock,
+            timeline,
+            load,
+            |_, _| Ok(None),
+        )
     }
 
     /// Waits at `node` for workers of other processes, and returns when all are there and have loaded. See [`RemoteWorker`](crate::RemoteWorker).
+    /// Workers that are this process's `children` end with the cluster; others go on and call again.
     ///
     /// # Errors
     /// When the configuration does not fit the model.
@@ -94,6 +104,7 @@ impl Cluster {
         progress: Arc<dyn Fn(LoadProgress) + Send + Sync>,
         node: QuicNode,
         fingerprint: Fingerprint,
+        children: bool,
     ) -> Result<Cluster, ClusterError> {
         config.check(spec)?;
         let timeline = Timeline::new(std::iter::empty(), 0);
@@ -107,9 +118,12 @@ impl Cluster {
                 frontend.clone(),
                 LoadReporter(progress),
             );
-            Ok(Some(gate.map_err(|GateError(error)| ClusterError::Control(error))?))
+            Ok(Some(gate.map_err(|GateError(error)| {
+                ClusterError::Control(error)
+            })?))
         };
-        Self::launch(config, spec, scheduler, Site::Afar, clock, timeline, load, open)
+        let site = Site::Afar { children };
+        Self::launch(config, spec, scheduler, site, clock, timeline, load, open)
     }
 
     /// Starts the control thread with frontend and supervisor, and waits until all workers have loaded.

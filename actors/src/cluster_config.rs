@@ -7,7 +7,7 @@ use volley_models::{
     AttentionModule, AttentionOptions, ComputeType, Crew, ExpertModule, ExpertOptions, Isa,
     ModelSpec, Quantization,
 };
-use volley_transports::{Element, Epoch, ExchangeShape};
+use volley_transports::{Element, Epoch, ExchangeShape, Role, Topology, WorkerId};
 
 use crate::cluster_error::ClusterError;
 use crate::roster::RosterShape;
@@ -223,6 +223,51 @@ impl ClusterConfig {
                 "scratch of all workers".to_owned(),
                 m * scratch + experts.1 + combined + grouped,
             ),
+        ];
+        Ok(MemoryPlan { parts })
+    }
+
+    /// The memory of one worker in a process of its own.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::memory`].
+    pub fn worker_memory(
+        &self,
+        spec: &ModelSpec,
+        worker: WorkerId,
+    ) -> Result<MemoryPlan, ClusterError> {
+        self.check(spec)?;
+        let shape = self.shape(spec)?;
+        let merged = shape.max_merged()?;
+        let topology = shape.topology(self.micro_batches)?;
+        let row = spec.hidden as u64 * 4;
+        let (estimate, buffers, alone) = match worker.role {
+            Role::Attention => (
+                AttentionModule::memory(spec, self.attention_options_for(1))?,
+                u64::from(self.micro_batches) * u64::from(self.max_rows) * row,
+                Topology {
+                    attention: 1,
+                    ..topology
+                },
+            ),
+            Role::Expert => {
+                let placement = self.roster(spec).placement(Epoch(0))?;
+                let experts = placement.max_local_experts(worker.index) + self.spare_experts;
+                (
+                    ExpertModule::memory(spec, experts.into(), self.expert_options(merged))?,
+                    u64::from(merged) * row * 2,
+                    Topology {
+                        experts: 1,
+                        ..topology
+                    },
+                )
+            }
+        };
+        let parts = vec![
+            ("weights".to_owned(), estimate.weights as u64),
+            ("KV cache".to_owned(), estimate.kv as u64),
+            ("slots".to_owned(), alone.bytes()? as u64),
+            ("scratch".to_owned(), estimate.scratch as u64 + buffers),
         ];
         Ok(MemoryPlan { parts })
     }

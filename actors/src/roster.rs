@@ -257,12 +257,6 @@ impl Roster {
         true
     }
 
-    /// Whether a worker sits out for now.
-    pub(crate) fn is_barred(&self, worker: WorkerId, now: Now) -> bool {
-        let bar = self.seats.get(&worker).and_then(|seat| seat.bar);
-        bar.is_some_and(|bar| now < bar.until)
-    }
-
     /// Who takes part in the current epoch.
     pub(crate) fn takes_part(&self, worker: WorkerId) -> bool {
         self.occupant(worker)
@@ -462,6 +456,13 @@ mod tests {
 
     use super::*;
 
+    impl Roster {
+        fn is_barred(&self, worker: WorkerId, now: Now) -> bool {
+            let bar = self.seats.get(&worker).and_then(|seat| seat.bar);
+            bar.is_some_and(|bar| now < bar.until)
+        }
+    }
+
     fn shape(replicas: u16, spare: u16) -> RosterShape {
         RosterShape {
             attention: 2,
@@ -588,7 +589,10 @@ mod tests {
         assert!(roster.released().is_empty(), "told once");
         roster.lost(attention);
         roster.leaving(Role::Attention.worker(0));
-        assert!(roster.next(ms(0)).unwrap().is_none(), "the last one has to stay");
+        assert!(
+            roster.next(ms(0)).unwrap().is_none(),
+            "the last one has to stay"
+        );
 
         roster.leaving(expert);
         assert!(roster.next(ms(1)).unwrap().is_none());

@@ -95,8 +95,11 @@ pub(crate) struct Supervisor {
 pub(crate) enum Site {
     /// On threads of this process, which the supervisor starts.
     Here(Arc<Blueprint>),
-    /// In processes of their own.
-    Afar,
+    /// In processes of their own, which end with the cluster if they are our `children`.
+    Afar {
+        /// Whether this process started them.
+        children: bool,
+    },
 }
 
 /// The way to a worker in its seat.
@@ -233,7 +236,7 @@ impl Supervisor {
                     }
                 }
             }
-            Site::Afar => {
+            Site::Afar { .. } => {
                 let experts = (0..self.config.expert_workers).map(|index| {
                     let worker = Role::Expert.worker(index);
                     let seat = self.seats.get(&worker);
@@ -559,6 +562,11 @@ impl Handler<Shutdown> for Supervisor {
             this.frontend.do_send(GiveUp(
                 "the server shut down before this request was complete".into(),
             ));
+            if let Site::Afar { children: true } = this.site {
+                let all: Vec<WorkerId> = this.seats.keys().copied().collect();
+                all.into_iter()
+                    .for_each(|id| this.order(id, Order::Release));
+            }
             let seats = std::mem::take(&mut this.seats);
             async move {
                 let mut threads = Vec::new();

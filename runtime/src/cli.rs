@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, generate, serve, trace, validate};
+use crate::{bench, certs, generate, serve, trace, validate, worker};
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
@@ -28,6 +28,10 @@ Exit codes: 0 success, 1 failure (standard error says why), 2 a command line tha
 enum Command {
     /// Serve a model over an OpenAI-compatible HTTP API
     Serve(serve::ServeArgs),
+    /// Run one attention or expert worker that joins a server
+    Worker(worker::WorkerArgs),
+    /// Make certificates for the processes of a cluster
+    Certs(certs::CertsArgs),
     /// Generate text in the terminal
     Generate(generate::GenerateArgs),
     /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL
@@ -42,6 +46,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Worker(args) => worker::run(args),
+        Command::Certs(args) => certs::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),

@@ -1,9 +1,12 @@
 //! A running model: the cluster and what is needed to speak text with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use volley_actors::{Client, Cluster};
 use volley_models::{ChatTemplate, GenerationDefaults, ModelSpec, Tokenizer};
+
+use crate::children::{self, Family};
 
 /// Everything that answers requests, shared by the HTTP handlers and the command line.
 pub struct Engine {
@@ -25,4 +28,14 @@ pub struct Engine {
     pub client: Client,
     /// The cluster, for metrics, timeline and shutdown.
     pub cluster: Arc<Cluster>,
+    /// Workers in processes of their own that this process has started.
+    pub children: Arc<Family>,
+}
+
+impl Engine {
+    /// Stops the cluster, and then the processes that were started for it.
+    pub fn shutdown(&self, deadline: Duration) {
+        self.cluster.shutdown(deadline);
+        children::end_all(&self.children);
+    }
 }

@@ -31,8 +31,9 @@ pub trait Sections {
 pub struct Serving;
 
 impl Sections for Serving {
-    const SECTIONS: &'static [&'static str] =
-        &["model", "cluster", "limits", "server", "log", "trace"];
+    const SECTIONS: &'static [&'static str] = &[
+        "model", "cluster", "limits", "network", "server", "log", "trace",
+    ];
     const LOG_LEVEL: &'static str = "info";
 }
 
@@ -41,7 +42,7 @@ impl Sections for Serving {
 pub struct Offline;
 
 impl Sections for Offline {
-    const SECTIONS: &'static [&'static str] = &["model", "cluster", "limits", "log"];
+    const SECTIONS: &'static [&'static str] = &["model", "cluster", "limits", "network", "log"];
     // What such a command has to say stands on standard output.
     const LOG_LEVEL: &'static str = "warn";
 }

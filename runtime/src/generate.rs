@@ -105,7 +105,7 @@ pub fn run(args: GenerateArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(format!("no runtime: {error}")))?;
     let result = runtime.block_on(generate(&engine, prompts, &args));
-    engine.cluster.shutdown(Duration::ZERO);
+    engine.shutdown(Duration::ZERO);
     result
 }
 

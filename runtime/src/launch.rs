@@ -1,16 +1,19 @@
 //! From a configuration to a running engine: open the model, resolve the settings, check memory, start the workers.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use volley_actors::{Cluster, MemoryPlan};
+use volley_actors::{Cluster, Fingerprint, MemoryPlan};
 use volley_models::{ChatError, ModelDir, ModelError};
+use volley_transports::quic::NodeRole;
 
-use crate::config::{ByteSize, Demand, Raw, Settings};
+use crate::children::{Children, Family};
+use crate::config::{ByteSize, Demand, Isolate, Raw, Settings};
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::progress::LoadDisplay;
-use crate::{demo, memory};
+use crate::{demo, fingerprint, memory, network};
 
 /// A model and settings that fit each other and the machine; nothing runs yet.
 #[derive(Debug)]
@@ -60,7 +63,10 @@ impl Launch {
         let available = memory::available_bytes();
         let settings = Settings::resolve(raw, model.spec(), model.name(), available, demand)?;
         let memory = settings.cluster.memory(model.spec())?;
-        check_memory(&memory, available)?;
+        // Workers on other hosts look after their own memory.
+        if settings.isolate != Isolate::Host {
+            check_memory(&memory, available)?;
+        }
         Ok(Launch {
             model,
             settings,
@@ -68,17 +74,66 @@ impl Launch {
         })
     }
 
-    /// Starts the workers and waits until all have their weights. `display` is told how far they are.
+    /// Starts the workers, or waits for those that join, until all have their weights. `display` is told how far they are.
     ///
     /// # Errors
     /// When a worker cannot load.
-    pub fn start_cluster(&self, display: &Arc<LoadDisplay>) -> Result<Arc<Cluster>, Failure> {
+    pub fn start_cluster(
+        &self,
+        display: &Arc<LoadDisplay>,
+    ) -> Result<(Arc<Cluster>, Arc<Family>), Failure> {
         let shown = Arc::clone(display);
         let progress = Arc::new(move |progress| shown.update(&progress));
         let config = self.settings.cluster.clone();
-        let cluster = Cluster::start(config, self.model.weights(), None, progress)?;
+        let spec = self.model.spec();
+        let mut children = None;
+        let cluster = match self.settings.isolate {
+            Isolate::Thread => Cluster::start(config, self.model.weights(), None, progress)?,
+            Isolate::Process => {
+                let (node, nursery) = Children::prepare(&self.settings, spec)?;
+                let started = Arc::new(AtomicBool::new(false));
+                children = Some(nursery.start(Arc::clone(&started))?);
+                let cluster = Cluster::gather(
+                    config,
+                    spec,
+                    None,
+                    progress,
+                    node,
+                    self.fingerprint()?,
+                    true,
+                )?;
+                started.store(true, Ordering::Release);
+                cluster
+            }
+            Isolate::Host => {
+                let network = &self.settings.network;
+                let identity = network::identity(network, NodeRole::Controller)?;
+                let node = network::bind(network::controller_listen(network)?, &identity, network)?;
+                tracing::info!(
+                    "waiting at {} (UDP) for {} attention and {} expert workers",
+                    node.local_addr(),
+                    config.attention_workers,
+                    config.expert_workers
+                );
+                Cluster::gather(
+                    config,
+                    spec,
+                    None,
+                    progress,
+                    node,
+                    self.fingerprint()?,
+                    false,
+                )?
+            }
+        };
         display.finish();
-        Ok(Arc::new(cluster))
+        Ok((Arc::new(cluster), Arc::new(Mutex::new(children))))
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint, Failure> {
+        let model = &self.settings.model;
+        let hash = fingerprint::of_model(model.path.as_deref(), model.is_dummy())?;
+        Ok(Fingerprint::new(&self.settings.cluster, &model.name, &hash))
     }
 
     /// As [`Launch::start_cluster`], with what it takes to speak text.
@@ -97,7 +152,7 @@ impl Launch {
             }) => None,
             Err(error) => return Err(error.into()),
         };
-        let cluster = self.start_cluster(display)?;
+        let (cluster, children) = self.start_cluster(display)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Engine {
             model: self.settings.model.name,
@@ -109,6 +164,7 @@ impl Launch {
             defaults: self.model.generation_defaults(),
             client: cluster.client(),
             cluster,
+            children,
         })
     }
 }

@@ -3,11 +3,14 @@
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
 pub mod bench;
+pub mod certs;
+pub mod children;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod failure;
+pub mod fingerprint;
 pub mod flags;
 pub mod generate;
 pub mod http;
@@ -15,13 +18,17 @@ pub mod launch;
 pub mod load;
 pub mod logging;
 pub mod memory;
+pub mod network;
 pub mod numerics;
 pub mod progress;
 pub mod rally;
 pub mod random;
 pub mod recorder;
 pub mod serve;
+pub mod signals;
 pub mod stats;
 pub mod text;
 pub mod trace;
 pub mod validate;
+pub mod worker;
+pub mod worker_http;

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use volley_actors::Cluster;
 
@@ -23,6 +22,7 @@ use crate::flags::{ConfigFlags, Serving};
 use crate::http::{self, HttpOptions};
 use crate::launch::Launch;
 use crate::progress::LoadDisplay;
+use crate::signals::Signals;
 use crate::{logging, recorder};
 
 /// Serve a model over an OpenAI-compatible HTTP API.
@@ -108,7 +108,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         let _ = tokio::time::timeout(CLOSE_DEADLINE, server).await;
         Ok(())
     });
-    engine.cluster.shutdown(Duration::ZERO);
+    engine.shutdown(Duration::ZERO);
     runtime.shutdown_timeout(Duration::from_millis(100));
     if let Some(file) = &settings.trace.file {
         write_trace(&engine.cluster, file)?;
@@ -252,30 +252,4 @@ fn ended_early(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> Fa
         Ok(Err(error)) => format!("the HTTP server failed: {error}"),
         Err(error) => format!("the HTTP server panicked: {error}"),
     })
-}
-
-/// The signals that ask a server to stop.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::new(format!("signals cannot be handled: {error}")))
-        };
-        Ok(Signals {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -86,7 +86,7 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         args.input_len,
         args.tokens
     );
-    let cluster = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+    let (cluster, children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -100,6 +100,7 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
     let ran = runtime.block_on(load.run(&cluster.client(), launch.model.spec().vocab));
     // Recorders hand their last spans over when their workers end.
     cluster.shutdown(Duration::ZERO);
+    crate::children::end_all(&children);
     ran?;
     serve::write_trace(&cluster, &args.out)?;
     let steps = rally::steps(&cluster.timeline().spans());

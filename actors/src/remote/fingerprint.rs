@@ -43,16 +43,28 @@ impl Fingerprint {
             ("model", model.to_owned()),
             ("model.hash", model_hash.to_owned()),
             ("model.dtype", config.dtype.to_string()),
-            ("model.quantize", quantize.unwrap_or_else(|| "none".to_owned())),
-            ("cluster.attention_workers", config.attention_workers.to_string()),
+            (
+                "model.quantize",
+                quantize.unwrap_or_else(|| "none".to_owned()),
+            ),
+            (
+                "cluster.attention_workers",
+                config.attention_workers.to_string(),
+            ),
             ("cluster.expert_workers", config.expert_workers.to_string()),
-            ("cluster.expert_replicas", config.expert_replicas.to_string()),
+            (
+                "cluster.expert_replicas",
+                config.expert_replicas.to_string(),
+            ),
             ("cluster.spare_experts", config.spare_experts.to_string()),
             ("cluster.micro_batches", config.micro_batches.to_string()),
             ("cluster.block_tokens", config.block_tokens.to_string()),
             ("limits.max_context", config.context.to_string()),
             ("limits.max_batch_tokens", config.max_rows.to_string()),
-            ("KV blocks of an attention worker", config.kv_blocks.to_string()),
+            (
+                "KV blocks of an attention worker",
+                config.kv_blocks.to_string(),
+            ),
         ];
         let text = |(name, value): (&str, String)| (name.to_owned(), value);
         let alike = [("instruction set", format!("{:?}", Isa::detect()))];
@@ -77,7 +89,9 @@ fn differences(
     ours: &BTreeMap<String, String>,
     theirs: &BTreeMap<String, String>,
 ) -> Vec<Difference> {
-    let names = ours.keys().chain(theirs.keys().filter(|name| !ours.contains_key(*name)));
+    let names = ours
+        .keys()
+        .chain(theirs.keys().filter(|name| !ours.contains_key(*name)));
     let value = |of: &BTreeMap<String, String>, name| of.get(name).cloned();
     names
         .filter(|name| ours.get(*name) != theirs.get(*name))
@@ -96,13 +110,19 @@ mod tests {
     #[test]
     fn differences_are_named_with_both_values() {
         let print = |pairs: &[(&str, &str)]| Fingerprint {
-            equal: pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect(),
+            equal: pairs
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect(),
             alike: BTreeMap::new(),
         };
         let ours = print(&[("a", "1"), ("b", "2")]);
         assert!(ours.differences(&ours).is_empty());
         let found = ours.differences(&print(&[("a", "1"), ("b", "3"), ("c", "4")]));
         let texts: Vec<String> = found.iter().map(Difference::to_string).collect();
-        assert_eq!(texts, ["b is 2 here and 3 there", "c is unknown here and 4 there"]);
+        assert_eq!(
+            texts,
+            ["b is 2 here and 3 there", "c is unknown here and 4 there"]
+        );
     }
 }

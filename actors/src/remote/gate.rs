@@ -8,7 +8,9 @@ use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use volley_transports::WorkerId;
-use volley_transports::quic::{ControlLink, ControlReceiver, ControlSender, NodeRole, Peer, QuicNode};
+use volley_transports::quic::{
+    ControlLink, ControlReceiver, ControlSender, NodeRole, Peer, QuicNode,
+};
 
 use super::Fingerprint;
 use super::message::{FromWorker, ToWorker, WireGrouping, decode, encode};
@@ -76,7 +78,10 @@ impl Gate {
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("gate".into()).spawn(serve).map_err(GateError)?;
+        let thread = std::thread::Builder::new()
+            .name("gate".into())
+            .spawn(serve)
+            .map_err(GateError)?;
         Ok(Gate {
             end: Some(end),
             thread: Some(thread),

@@ -122,12 +122,9 @@ mod tests {
 
     #[test]
     fn a_grouping_travels() {
-        let placement = Placement::from_owners(
-            Epoch(7),
-            3,
-            &[vec![vec![1, 0], vec![2], vec![0], vec![1]]],
-        )
-        .unwrap();
+        let placement =
+            Placement::from_owners(Epoch(7), 3, &[vec![vec![1, 0], vec![2], vec![0], vec![1]]])
+                .unwrap();
         let grouping = Grouping {
             epoch: Epoch(7),
             placement: Arc::new(placement),
@@ -139,7 +136,10 @@ mod tests {
         let back: WireGrouping = decode(&encode(&wire)).unwrap();
         let there = back.grouping().unwrap();
         assert_eq!(there.placement, grouping.placement);
-        assert_eq!((there.attention, there.fresh), (grouping.attention.clone(), grouping.fresh.clone()));
+        assert_eq!(
+            (there.attention, there.fresh),
+            (grouping.attention.clone(), grouping.fresh.clone())
+        );
         assert_eq!(back.addresses, [Some(address), None, None]);
         assert!(WireGrouping::new(&grouping, vec![None]).grouping().is_err());
     }

@@ -126,7 +126,9 @@ impl RemoteWorker {
         let crew = Crew::new(self.config.threads, 1).map_err(ClusterError::Control)?;
         let blueprint = Blueprint {
             attention: self.config.attention_options_for(1),
-            experts: self.config.expert_options(shape.max_merged().map_err(ClusterError::from)?),
+            experts: self
+                .config
+                .expert_options(shape.max_merged().map_err(ClusterError::from)?),
             shape,
             crew,
             clock: Clock::start(),
@@ -148,6 +150,7 @@ impl RemoteWorker {
                 addr: addr.clone(),
                 heard,
                 holds: None,
+                leaving: None,
             };
             let result = serving.serve(leave).await;
             let thread = addr.send(StopWorker).await.ok().flatten();
@@ -168,6 +171,8 @@ struct Serving {
     heard: mpsc::UnboundedReceiver<FromWorker>,
     /// The experts it holds, when it has loaded.
     holds: Option<Vec<u16>>,
+    /// Since when it wants to leave.
+    leaving: Option<Instant>,
 }
 
 impl Serving {
@@ -186,10 +191,20 @@ impl Serving {
             };
             match called {
                 Ok((controller, sender, receiver)) => {
-                    tracing::info!("{} has joined the controller at {controller}", self.this.worker);
+                    tracing::info!(
+                        "{} has joined the controller at {controller}",
+                        self.this.worker
+                    );
                     (pause, complained) = (REDIAL, None);
                     match self.with_link(sender, receiver, &mut leave).await? {
                         LinkEnd::Released => return Ok(()),
+                        LinkEnd::Broken(reason) if self.leaving.is_some() => {
+                            tracing::warn!(
+                                "{}: the link to the controller broke ({reason}) while it was about to leave",
+                                self.this.worker
+                            );
+                            return Ok(());
+                        }
                         LinkEnd::Broken(reason) => tracing::warn!(
                             "{}: the link to the controller broke ({reason}); calling again, weights stay",
                             self.this.worker
@@ -219,9 +234,7 @@ impl Serving {
     }
 
     /// Calls the controller and says hello.
-    async fn call(
-        &mut self,
-    ) -> Result<(SocketAddr, ControlSender, ControlReceiver), CallError> {
+    async fn call(&mut self) -> Result<(SocketAddr, ControlSender, ControlReceiver), CallError> {
         let later = |reason: String| CallError::Later(reason);
         let controller = (self.this.controller)().map_err(later)?;
         let link = self.this.node.call(controller, NodeRole::Controller).await;
@@ -253,7 +266,9 @@ impl Serving {
                     reason,
                 }))
             }
-            Ok(_) => Err(later(format!("{controller} answered a hello with something else"))),
+            Ok(_) => Err(later(format!(
+                "{controller} answered a hello with something else"
+            ))),
             Err(error) => Err(later(format!("{controller} cannot be understood: {error}"))),
         }
     }
@@ -266,9 +281,8 @@ impl Serving {
         leave: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<LinkEnd, RemoteWorkerError> {
         let broken = |reason: String| Ok(LinkEnd::Broken(reason));
-        let mut leaving: Option<Instant> = None;
         loop {
-            let patience = leaving.map_or(Duration::MAX, |since| {
+            let patience = self.leaving.map_or(Duration::MAX, |since| {
                 self.this.drain.saturating_sub(since.elapsed())
             });
             tokio::select! {
@@ -294,14 +308,14 @@ impl Serving {
                         Err(error) => return broken(format!("a message cannot be read: {error}")),
                     }
                 }
-                () = &mut *leave, if leaving.is_none() => {
+                () = &mut *leave, if self.leaving.is_none() => {
                     tracing::info!("{} leaves; its work goes elsewhere first", self.this.worker);
-                    leaving = Some(Instant::now());
+                    self.leaving = Some(Instant::now());
                     if let Err(error) = sender.send(&encode(&FromWorker::Leaving)).await {
                         return broken(error.to_string());
                     }
                 }
-                () = sleep(patience), if leaving.is_some() => {
+                () = sleep(patience), if self.leaving.is_some() => {
                     tracing::warn!("{}: its work could not go elsewhere within {:?}; it leaves all the same", self.this.worker, self.this.drain);
                     return Ok(LinkEnd::Released);
                 }

@@ -91,7 +91,7 @@ pub(super) fn run(
             settings.cluster.context
         )));
     }
-    let cluster = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+    let (cluster, children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -133,6 +133,7 @@ pub(super) fn run(
         report.batches.push(result);
     }
     cluster.shutdown(Duration::ZERO);
+    crate::children::end_all(&children);
     Ok(report)
 }
 

@@ -102,6 +102,8 @@ pub fn markdown() -> String {
 pub const DTYPES: &[&str] = &["auto", "f32", "bf16"];
 /// What weights are quantised to.
 pub const QUANTIZATIONS: &[&str] = &["none", "q8", "q4"];
+/// Where workers run.
+pub const ISOLATIONS: &[&str] = &["thread", "process", "host"];
 /// Where weights come from.
 pub const LOAD_FORMATS: &[&str] = &["auto", "dummy"];
 /// Shapes of log lines.
@@ -157,6 +159,13 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("1"),
         flag: Some("expert-workers"),
         help: "Expert workers (N). Each holds its share of every layer's experts; at most one worker per expert.",
+    },
+    Key {
+        path: "cluster.isolate",
+        kind: Kind::Choice(ISOLATIONS),
+        default: Default::Value("thread"),
+        flag: Some("isolate"),
+        help: "Where workers run. `thread`: in the server's own process. `process`: in processes of their own on this machine, which the server starts and restarts. `host`: wherever `volley worker` is started; they join the server.",
     },
     Key {
         path: "cluster.expert_replicas",
@@ -259,6 +268,46 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("auto"),
         flag: Some("kv-cache-memory"),
         help: "KV cache of each attention worker. `auto`: room for 16 sequences of full length, but together not more than a quarter of the memory available at start.",
+    },
+    Key {
+        path: "network.controller",
+        kind: Kind::Text,
+        default: Default::Value("127.0.0.1:7600"),
+        flag: Some("controller"),
+        help: "HOST:PORT (UDP) where the server takes workers' calls and workers call it, with `isolate = \"host\"`. Workers look the name up again before each call.",
+    },
+    Key {
+        path: "network.listen",
+        kind: Kind::Text,
+        default: Default::Unset(
+            "the server: all addresses and the port of `controller`; a worker: all addresses and any free port",
+        ),
+        flag: Some("listen"),
+        help: "HOST:PORT (UDP) to listen on. Peers reach a worker at the address that its calls come from, so between the two there must be no translation of addresses.",
+    },
+    Key {
+        path: "network.certificates",
+        kind: Kind::Path,
+        default: Default::Unset("needed with `isolate = \"host\"`"),
+        flag: Some("certificates"),
+        help: "Directory with `ca.pem`, `node.pem` and `node.key` of this process; `volley certs` makes it.",
+    },
+    Key {
+        path: "network.connections",
+        kind: Kind::Integer { min: 1, max: 16 },
+        default: Default::Value("2"),
+        flag: None,
+        help: "QUIC connections of each pair of attention and expert worker; each is encrypted by one core at a time.",
+    },
+    Key {
+        path: "network.idle_s",
+        kind: Kind::Seconds {
+            min: 0.1,
+            max: 600.0,
+        },
+        default: Default::Value("1"),
+        flag: None,
+        help: "Seconds without a sign of life after which a process is taken for lost. Living ones show one five times as often.",
     },
     Key {
         path: "server.host",

@@ -16,6 +16,7 @@ pub struct Raw {
     pub(super) model: RawModel,
     pub(super) cluster: RawCluster,
     pub(super) limits: RawLimits,
+    pub(super) network: RawNetwork,
     pub(super) server: RawServer,
     /// What is logged, and how: known before the model is.
     pub log: LogSettings,
@@ -35,6 +36,7 @@ pub(super) struct RawModel {
 pub(super) struct RawCluster {
     pub(super) attention_workers: u16,
     pub(super) expert_workers: u16,
+    pub(super) isolate: Isolate,
     pub(super) expert_replicas: u16,
     pub(super) spare_experts: u16,
     pub(super) micro_batches: u8,
@@ -51,6 +53,27 @@ pub(super) struct RawLimits {
     pub(super) prefill_tokens: Auto<u32>,
     pub(super) max_waiting: usize,
     pub(super) kv_cache_memory: Auto<ByteSize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawNetwork {
+    pub(super) controller: String,
+    pub(super) listen: Option<String>,
+    pub(super) certificates: Option<PathBuf>,
+    pub(super) connections: u8,
+    pub(super) idle_s: f64,
+}
+
+/// Where workers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolate {
+    /// On threads of the server's process.
+    Thread,
+    /// In processes that the server starts.
+    Process,
+    /// In processes that join the server.
+    Host,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

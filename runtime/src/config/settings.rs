@@ -10,7 +10,7 @@ use volley_models::{ComputeType, LoadFormat, ModelSpec, Quantization};
 
 use super::keys;
 use super::problem::{ConfigError, Problem};
-use super::raw::{Auto, Dtype, LogFormat, LogSettings, Quantize, Raw, WeightsFrom};
+use super::raw::{Auto, Dtype, Isolate, LogFormat, LogSettings, Quantize, Raw, WeightsFrom};
 use super::size::ByteSize;
 
 /// `limits.max_context = "auto"` is not more than this many tokens, so that a model of a long context starts on a small machine.
@@ -31,6 +31,10 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Sections `[cluster]` and `[limits]`.
     pub cluster: ClusterConfig,
+    /// Where workers run.
+    pub isolate: Isolate,
+    /// Section `[network]`.
+    pub network: NetworkSettings,
     /// Section `[server]`.
     pub server: ServerSettings,
     /// Section `[log]`.
@@ -67,6 +71,21 @@ pub struct ServerSettings {
     pub drain_timeout: Duration,
 }
 
+/// Section `[network]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkSettings {
+    /// Where the controller is: HOST:PORT.
+    pub controller: String,
+    /// Where to listen, if not the default: HOST:PORT.
+    pub listen: Option<String>,
+    /// The directory with this process's certificate.
+    pub certificates: Option<PathBuf>,
+    /// Connections of each pair of workers.
+    pub connections: u8,
+    /// After this long without a sign of life a process is lost.
+    pub idle: Duration,
+}
+
 /// Section `[trace]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceSettings {
@@ -86,6 +105,13 @@ pub enum Demand {
         /// Tokens of each at its end.
         tokens: u32,
     },
+}
+
+impl ModelSettings {
+    /// Whether its weights are made up.
+    pub fn is_dummy(&self) -> bool {
+        matches!(self.load_format, LoadFormat::Dummy { .. })
+    }
 }
 
 impl Raw {
@@ -220,6 +246,14 @@ impl Settings {
                 peer_deadline: Duration::from_secs_f64(cluster.peer_deadline_s),
                 timeline_spans,
             },
+            isolate: cluster.isolate,
+            network: NetworkSettings {
+                controller: raw.network.controller.clone(),
+                listen: raw.network.listen.clone(),
+                certificates: raw.network.certificates.clone(),
+                connections: raw.network.connections,
+                idle: Duration::from_secs_f64(raw.network.idle_s),
+            },
             server: ServerSettings {
                 host: server.host.clone(),
                 port: server.port,
@@ -277,6 +311,16 @@ impl Settings {
             }),
             "cluster.attention_workers" => integer(cluster.attention_workers.into()),
             "cluster.expert_workers" => integer(cluster.expert_workers.into()),
+            "cluster.isolate" => text(match self.isolate {
+                Isolate::Thread => "thread",
+                Isolate::Process => "process",
+                Isolate::Host => "host",
+            }),
+            "network.controller" => text(&self.network.controller),
+            "network.listen" => self.network.listen.clone().map(Value::String),
+            "network.certificates" => file(&self.network.certificates),
+            "network.connections" => integer(self.network.connections.into()),
+            "network.idle_s" => seconds(self.network.idle),
             "cluster.expert_replicas" => integer(cluster.expert_replicas.into()),
             "cluster.spare_experts" => integer(cluster.spare_experts.into()),
             "cluster.micro_batches" => integer(cluster.micro_batches.into()),

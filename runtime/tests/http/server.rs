@@ -67,6 +67,7 @@ pub(crate) fn engine(configure: impl FnOnce(&mut ClusterConfig)) -> Arc<Engine> 
         defaults: model.generation_defaults(),
         client: cluster.client(),
         cluster: Arc::new(cluster),
+        children: Arc::default(),
     })
 }
 

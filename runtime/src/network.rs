@@ -1,0 +1,116 @@
+//! The network of a cluster of processes, as the configuration says.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+
+use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
+
+use crate::config::NetworkSettings;
+use crate::failure::Failure;
+
+/// Signs of life in the time after which a silent process is taken for lost.
+const KEEP_ALIVES: u32 = 5;
+
+/// The identity in the configured directory; it must be a `role`'s.
+///
+/// # Errors
+/// There is none, or it is of no use.
+pub fn identity(settings: &NetworkSettings, role: NodeRole) -> Result<Identity, Failure> {
+    let Some(folder) = &settings.certificates else {
+        return Err(Failure::new(format!(
+            "network.certificates is not set: processes of a cluster prove to each other who they are. `volley certs --out certs` makes what is needed; the {role} then takes --certificates certs/{role}"
+        )));
+    };
+    load(folder, role)
+}
+
+fn load(folder: &Path, role: NodeRole) -> Result<Identity, Failure> {
+    let identity = Identity::load(folder).map_err(|error| Failure::new(error.to_string()))?;
+    if identity.role() != role {
+        return Err(Failure::new(format!(
+            "the certificate in {} is a {}'s, but this process is the {role}; take the directory that `volley certs` made for it",
+            folder.display(),
+            identity.role()
+        )));
+    }
+    Ok(identity)
+}
+
+/// How the network is used.
+pub fn options(settings: &NetworkSettings) -> QuicOptions {
+    QuicOptions {
+        connections: settings.connections,
+        idle: settings.idle,
+        keep_alive: settings.idle / KEEP_ALIVES,
+        ..QuicOptions::default()
+    }
+}
+
+/// Where the controller listens, if nothing else is said: on all addresses, at its port.
+///
+/// # Errors
+/// The configured address is none.
+pub fn controller_listen(settings: &NetworkSettings) -> Result<SocketAddr, Failure> {
+    match &settings.listen {
+        Some(listen) => resolve("network.listen", listen),
+        None => {
+            let port = settings
+                .controller
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse().ok());
+            let port: u16 =
+                port.ok_or_else(|| not_an_address("network.controller", &settings.controller))?;
+            Ok(SocketAddr::from(([0, 0, 0, 0], port)))
+        }
+    }
+}
+
+/// Where a worker listens, if nothing else is said: on all addresses, at any free port.
+///
+/// # Errors
+/// The configured address is none.
+pub fn worker_listen(settings: &NetworkSettings) -> Result<SocketAddr, Failure> {
+    match &settings.listen {
+        Some(listen) => resolve("network.listen", listen),
+        None => Ok(SocketAddr::from(([0, 0, 0, 0], 0))),
+    }
+}
+
+/// The address that HOST:PORT stands for now.
+///
+/// # Errors
+/// Names the key, the text and what is wrong with it.
+pub fn resolve(key: &str, text: &str) -> Result<SocketAddr, Failure> {
+    if text
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse::<u16>().ok())
+        .is_none()
+    {
+        return Err(not_an_address(key, text));
+    }
+    let mut addresses = text
+        .to_socket_addrs()
+        .map_err(|error| Failure::new(format!("{key} `{text}` does not resolve: {error}")))?;
+    addresses
+        .next()
+        .ok_or_else(|| Failure::new(format!("{key} `{text}` resolves to no address")))
+}
+
+fn not_an_address(key: &str, text: &str) -> Failure {
+    Failure::new(format!(
+        "{key} is `{text}`; it must be HOST:PORT, as in `10.0.0.1:7600`"
+    ))
+}
+
+/// A node at `listen`.
+///
+/// # Errors
+/// The address cannot be had.
+pub fn bind(
+    listen: SocketAddr,
+    identity: &Identity,
+    settings: &NetworkSettings,
+) -> Result<QuicNode, Failure> {
+    QuicNode::bind(listen, identity, options(settings))
+        .map_err(|error| Failure::new(error.to_string()))
+}
