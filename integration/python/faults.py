@@ -1,0 +1,243 @@
+"""A cluster of processes in network namespaces of their own, under load, with faults: every stream must complete with the tokens of an undisturbed run.
+
+Run as root: integration/python/faults.py --volley target/release/volley [--only NAME ...] [--soak SECONDS] [--streams 64]
+Prints one line for each fault with the longest pause of any stream. Exit code 1 if a stream was lost or a token differs.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from switch import Namespaces, Switch
+
+WORKERS = ["a0", "a1", "e0", "e1", "e2"]
+PORT = 8000
+CLONE_NEWNET = 0x40000000
+
+
+class Cluster:
+    """`volley serve` in namespace `c`, and five workers, each in its own."""
+
+    def __init__(self, volley, flags, log):
+        self.volley, self.flags, self.log = volley, flags, log
+        self.folder = tempfile.mkdtemp(prefix="volley-faults-")
+        self.spaces = Namespaces(["c"] + WORKERS)
+        self.switch = Switch(self.spaces)
+        certs = f"{self.folder}/certs"
+        subprocess.run([volley, "certs", "--out", certs], check=True, stdout=subprocess.DEVNULL)
+        self.common = [
+            "--attention-workers", "2", "--expert-workers", "3", "--isolate", "host",
+            "--controller", f"{self.spaces.address('c')}:7600", *flags,
+        ]
+        self.processes = {}
+        for name in WORKERS:
+            self.start(name)
+        self.processes["c"] = self.spawn(
+            "c", "serve", "--host", "0.0.0.0", "--port", str(PORT), "--certificates", f"{certs}/controller", *self.common,
+            stdout=subprocess.PIPE,
+        )
+        line = self.processes["c"].stdout.readline()
+        if not line.startswith("volley: ready"):
+            raise SystemExit(f"the server did not start: {line!r}; see {log.name}")
+
+    def spawn(self, name, *arguments, **more):
+        command = ["ip", "netns", "exec", self.spaces.space(name), self.volley, *arguments]
+        return subprocess.Popen(command, stderr=self.log, text=True, **more)
+
+    def start(self, name):
+        role = {"a": "attention", "e": "expert"}[name[0]]
+        self.processes[name] = self.spawn(
+            name, "worker", role, "--index", name[1:], "--certificates", f"{self.folder}/certs/worker",
+            "--threads", "1", *self.common,
+        )
+
+    def signal(self, name, number):
+        os.kill(self.processes[name].pid, number)
+
+    def close(self):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self.switch.close()
+        self.spaces.close()
+        shutil.rmtree(self.folder)
+
+
+async def stream(host, index, tokens, times):
+    """One streamed completion by hand, so that no client library hides a pause. Returns its text."""
+    body = json.dumps({
+        "model": "volley-demo", "prompt": f"{chr(65 + index % 26)}{index}: Now is the", "max_tokens": tokens,
+        "temperature": 0, "stream": True, "ignore_eos": True,
+    })
+    reader, writer = await asyncio.open_connection(host, PORT)
+    writer.write(
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+    )
+    text, last, longest, done = [], time.monotonic(), 0.0, False
+    while line := await reader.readline():
+        line = line.decode().strip()
+        if not line.startswith("data:"):
+            continue
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+        data = line[5:].strip()
+        if data == "[DONE]":
+            done = True
+            break
+        event = json.loads(data)
+        if "error" in event:
+            raise RuntimeError(event["error"])
+        text.append(event["choices"][0]["text"])
+    writer.close()
+    if not done:
+        raise RuntimeError("the stream ended early")
+    times.append(longest)
+    return "".join(text)
+
+
+async def load(host, streams, tokens):
+    times = []
+    tasks = [stream(host, index, tokens, times) for index in range(streams)]
+    texts = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=300)
+    return texts, max(times, default=float("nan"))
+
+
+def restart(cluster, name, after):
+    async def act():
+        cluster.signal(name, signal.SIGKILL)
+        cluster.processes[name].wait()
+        await asyncio.sleep(after)
+        cluster.start(name)
+    return act
+
+
+def freeze(cluster, name, seconds):
+    async def act():
+        cluster.signal(name, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        cluster.signal(name, signal.SIGCONT)
+    return act
+
+
+def network(cluster, seconds, ports=None, **fault):
+    async def act():
+        cluster.switch.set(ports, **fault)
+        await asyncio.sleep(seconds)
+        cluster.switch.set(ports)
+    return act
+
+
+def leave(cluster, name):
+    async def act():
+        cluster.signal(name, signal.SIGTERM)
+        await asyncio.to_thread(cluster.processes[name].wait, 60)
+        cluster.start(name)
+    return act
+
+
+def faults(cluster):
+    return {
+        "kill-expert": restart(cluster, "e1", 2),
+        "kill-attention": restart(cluster, "a1", 2),
+        "stop-expert": freeze(cluster, "e2", 10),
+        "stop-attention": freeze(cluster, "a0", 10),
+        "partition-attention-expert": network(cluster, 5, ["a0", "e1"], loss=1),
+        "partition-controller-expert": network(cluster, 5, ["c", "e0"], loss=1),
+        "partition-controller-attention": network(cluster, 5, ["c", "a1"], loss=1),
+        "loss-1%": network(cluster, 8, loss=0.01),
+        "loss-5%": network(cluster, 8, loss=0.05),
+        "delay-50ms": network(cluster, 8, delay_ms=50, jitter_ms=10),
+        "drain-expert": leave(cluster, "e0"),
+        "drain-attention": leave(cluster, "a0"),
+    }
+
+
+async def settle(host):
+    """Until a short request is quick again."""
+    for _ in range(100):
+        before = time.monotonic()
+        try:
+            await asyncio.wait_for(stream(host, 0, 4, []), timeout=5)
+            if time.monotonic() - before < 1:
+                return
+        except (RuntimeError, OSError, asyncio.TimeoutError):
+            pass
+        await asyncio.sleep(0.2)
+    raise SystemExit("the cluster does not recover")
+
+
+def check(name, texts, expected, pause):
+    lost = [f"stream {i}: {text}" for i, text in enumerate(texts) if isinstance(text, BaseException)]
+    other = [f"stream {i}: {a!r} instead of {b!r}" for i, (a, b) in enumerate(zip(texts, expected)) if isinstance(a, str) and a != b]
+    print(f"{name:32} {len(texts)} streams, {len(lost)} lost, {len(other)} with other tokens, longest pause {pause:.2f} s", flush=True)
+    for line in (lost + other)[:3]:
+        print("   ", line[:300])
+    return not lost and not other
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--volley", required=True)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--soak", type=float, default=0, help="seconds of random faults")
+    parser.add_argument("--log", default="/tmp/volley-faults.log")
+    parser.add_argument("flags", nargs="*", help="further flags of all processes, after --")
+    args = parser.parse_args()
+    alone = subprocess.run([args.volley, "generate", "--prompt", "A0: Now is the", "--max-tokens", "60", "--temperature", "0", *args.flags],
+                           capture_output=True, text=True, check=True).stdout
+    with open(args.log, "w") as log:
+        cluster = Cluster(os.path.abspath(args.volley), args.flags, log)
+        try:
+            # From within the controller's namespace, through its own loopback: the faults are the cluster's, not the client's.
+            host = await enter(cluster)
+            expected, pause = await load(host, args.streams, args.tokens)
+            good = check("undisturbed", expected, expected, pause)
+            prompt = "A0: Now is the"
+            same = (prompt + expected[0]).startswith(alone.rstrip("\n"))
+            print(f"{'one process':32} {'the same text' if same else 'another text: ' + repr(alone) + repr(expected[0][:80])}")
+            good &= same
+            for name, act in faults(cluster).items():
+                if args.only is not None and name not in args.only:
+                    continue
+                running = asyncio.create_task(load(host, args.streams, args.tokens))
+                await asyncio.sleep(0.5)
+                await act()
+                texts, pause = await running
+                good &= check(name, texts, expected, pause)
+                await settle(host)
+            chance, until = random.Random(1), time.monotonic() + args.soak
+            while time.monotonic() < until:
+                name, act = chance.choice(list(faults(cluster).items()))
+                running = asyncio.create_task(load(host, args.streams, args.tokens))
+                await asyncio.sleep(chance.random())
+                await act()
+                texts, pause = await running
+                good &= check(f"soak {name}", texts, expected, pause)
+                await asyncio.sleep(chance.random())
+        finally:
+            cluster.close()
+    sys.exit(0 if good else 1)
+
+
+async def enter(cluster):
+    """This process enters the controller's namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(os.open(f"/run/netns/{cluster.spaces.space('c')}", os.O_RDONLY), CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+    return "127.0.0.1"
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
