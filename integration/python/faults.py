@@ -176,6 +176,22 @@ async def settle(host):
     raise SystemExit("the cluster does not recover")
 
 
+async def under(name, act, host, args, expected):
+    """Load, round after round, from before a fault until it is over."""
+    fault = asyncio.create_task(after(0.5, act))
+    texts, pause = [], 0.0
+    while not fault.done() or not texts:
+        more, longest = await load(host, args.streams, args.tokens)
+        texts, pause = texts + more, max(pause, longest)
+    await fault
+    return check(name, texts, expected * (len(texts) // len(expected)), pause)
+
+
+async def after(seconds, act):
+    await asyncio.sleep(seconds)
+    await act()
+
+
 def check(name, texts, expected, pause):
     lost = [f"stream {i}: {text}" for i, text in enumerate(texts) if isinstance(text, BaseException)]
     other = [f"stream {i}: {a!r} instead of {b!r}" for i, (a, b) in enumerate(zip(texts, expected)) if isinstance(a, str) and a != b]
@@ -192,10 +208,11 @@ async def main():
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--soak", type=float, default=0, help="seconds of random faults")
+    parser.add_argument("--seed", type=int, default=1, help="of the soak")
     parser.add_argument("--log", default="/tmp/volley-faults.log")
     parser.add_argument("flags", nargs="*", help="further flags of all processes, after --")
     args = parser.parse_args()
-    alone = subprocess.run([args.volley, "generate", "--prompt", "A0: Now is the", "--max-tokens", "60", "--temperature", "0", *args.flags],
+    alone = subprocess.run([args.volley, "generate", "--prompt", "A0: Now is the", "--max-tokens", "60", "--temperature", "0"],
                            capture_output=True, text=True, check=True).stdout
     with open(args.log, "w") as log:
         cluster = Cluster(os.path.abspath(args.volley), args.flags, log)
@@ -209,22 +226,13 @@ async def main():
             print(f"{'one process':32} {'the same text' if same else 'another text: ' + repr(alone) + repr(expected[0][:80])}")
             good &= same
             for name, act in faults(cluster).items():
-                if args.only is not None and name not in args.only:
-                    continue
-                running = asyncio.create_task(load(host, args.streams, args.tokens))
-                await asyncio.sleep(0.5)
-                await act()
-                texts, pause = await running
-                good &= check(name, texts, expected, pause)
-                await settle(host)
-            chance, until = random.Random(1), time.monotonic() + args.soak
+                if args.only is None or name in args.only:
+                    good &= await under(name, act, host, args, expected)
+                    await settle(host)
+            chance, until = random.Random(args.seed), time.monotonic() + args.soak
             while time.monotonic() < until:
                 name, act = chance.choice(list(faults(cluster).items()))
-                running = asyncio.create_task(load(host, args.streams, args.tokens))
-                await asyncio.sleep(chance.random())
-                await act()
-                texts, pause = await running
-                good &= check(f"soak {name}", texts, expected, pause)
+                good &= await under(f"soak {name}", act, host, args, expected)
                 await asyncio.sleep(chance.random())
         finally:
             cluster.close()

@@ -2,12 +2,15 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::time::Duration;
 
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
 
 use crate::config::NetworkSettings;
 use crate::failure::Failure;
 
+/// A peer gets at least so long to be reached.
+const CONNECT_MIN: Duration = Duration::from_secs(1);
 /// Signs of life in the time after which a silent process is taken for lost.
 const KEEP_ALIVES: u32 = 5;
 
@@ -42,6 +45,8 @@ pub fn options(settings: &NetworkSettings) -> QuicOptions {
         connections: settings.connections,
         idle: settings.idle,
         keep_alive: settings.idle / KEEP_ALIVES,
+        // A peer that cannot be reached keeps micro-batches waiting just as one that has died does.
+        connect: (settings.idle * 2).max(CONNECT_MIN),
         ..QuicOptions::default()
     }
 }

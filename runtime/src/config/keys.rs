@@ -305,7 +305,7 @@ pub const KEYS: &[Key] = &[
             min: 0.1,
             max: 600.0,
         },
-        default: Default::Value("1"),
+        default: Default::Value("0.8"),
         flag: None,
         help: "Seconds without a sign of life after which a process is taken for lost. Living ones show one five times as often.",
     },

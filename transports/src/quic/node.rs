@@ -53,8 +53,8 @@ impl Default for QuicOptions {
         Self {
             connections: 2,
             threads: 2,
-            keep_alive: Duration::from_millis(200),
-            idle: Duration::from_secs(1),
+            keep_alive: Duration::from_millis(160),
+            idle: Duration::from_millis(800),
             connect: Duration::from_secs(5),
         }
     }
