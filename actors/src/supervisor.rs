@@ -519,6 +519,21 @@ impl Handler<Leaving> for Supervisor {
     }
 }
 
+/// The process of a worker has ended: known at once to whoever started it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct ProcessEnded(pub(crate) WorkerId, pub(crate) String);
+
+impl Handler<ProcessEnded> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: ProcessEnded, ctx: &mut Self::Context) {
+        if !self.stopping && self.seats.contains_key(&message.0) {
+            self.lose(message.0, &message.1, ctx);
+        }
+    }
+}
+
 /// Make this worker panic, as a defect would make it.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -111,7 +111,7 @@ impl RemoteWorker {
     /// The worker cannot be started or load, fails, or is refused.
     pub fn run(self, leave: impl Future<Output = ()> + 'static) -> Result<(), RemoteWorkerError> {
         let spec = self.weights.spec();
-        self.config.check(spec).map_err(ClusterError::from)?;
+        self.config.check(spec)?;
         let shape = self.config.shape(spec)?;
         let topology = shape
             .topology(self.config.micro_batches)

@@ -218,13 +218,11 @@ impl View {
         let mut evicted = BTreeSet::new();
         let mut before = std::mem::take(&mut self.workers).into_iter();
         for &capacity in &membership.attention {
-            let kept = before.next().map(|worker| {
-                if worker.capacity != capacity {
-                    evicted.extend(worker.sequences.iter().copied());
-                }
-                worker
-            });
-            let kept = kept.filter(|worker| worker.capacity == capacity);
+            let (kept, gone) = match before.next() {
+                Some(worker) if worker.capacity == capacity => (Some(worker), None),
+                other => (None, other),
+            };
+            evicted.extend(gone.into_iter().flat_map(|worker| worker.sequences));
             self.workers.push(kept.unwrap_or_else(|| WorkerView {
                 capacity,
                 free_blocks: if capacity.alive {
