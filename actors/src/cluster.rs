@@ -18,7 +18,9 @@ use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
 use crate::remote::{Fingerprint, Gate, GateError};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
-use crate::supervisor::{CrashWorker, LoadProgress, LoadReporter, Shutdown, Site, Supervisor};
+use crate::supervisor::{
+    CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site, Supervisor,
+};
 use crate::timeline::Timeline;
 use crate::worker::Blueprint;
 
@@ -228,6 +230,12 @@ impl Cluster {
         let max = loads.iter().copied().max().unwrap_or(0);
         let mean = loads.iter().sum::<u64>() as f64 / workers as f64;
         gauge!(names::EXPERT_BALANCE).set(if max > 0 { mean / max as f64 } else { 1.0 });
+    }
+
+    /// Says that the process of a worker has ended, sooner than its link would show it.
+    pub fn process_ended(&self, worker: WorkerId, reason: &str) {
+        self.supervisor
+            .do_send(ProcessEnded(worker, reason.to_owned()));
     }
 
     /// Makes a worker's thread panic, to try out what a failure does: the worker is rebuilt, and every request goes on. An unknown worker is

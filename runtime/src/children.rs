@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use volley_actors::Cluster;
 use volley_models::ModelSpec;
 use volley_transports::quic::{CertificateAuthority, NodeRole, QuicNode};
 use volley_transports::{Role, WorkerId};
@@ -108,11 +109,11 @@ pub struct Nursery {
 }
 
 impl Nursery {
-    /// Starts them all. A child that ends with an error before `started` is set ends this process: it would end so again.
+    /// Starts them all. A child that ends before there is a cluster ends this process: it would end so again. Later the cluster is told.
     ///
     /// # Errors
     /// A process cannot be started.
-    pub fn start(self, started: Arc<AtomicBool>) -> Result<Children, Failure> {
+    pub fn start(self, cluster: Arc<OnceLock<Weak<Cluster>>>) -> Result<Children, Failure> {
         let program = std::env::current_exe().map_err(|error| {
             Failure::new(format!("this program's own file is not known: {error}"))
         })?;
@@ -130,9 +131,9 @@ impl Nursery {
                 config: self.config.clone(),
             };
             let first = recipe.start()?;
-            let (stopping, started) = (Arc::clone(&children.stopping), Arc::clone(&started));
+            let (stopping, cluster) = (Arc::clone(&children.stopping), Arc::clone(&cluster));
             children.keepers.push(std::thread::spawn(move || {
-                recipe.keep(first, &stopping, &started)
+                recipe.keep(first, &stopping, &cluster)
             }));
         }
         Ok(children)
@@ -164,7 +165,7 @@ impl Recipe {
     }
 
     /// Looks after the child until the end.
-    fn keep(&self, mut child: Child, stopping: &AtomicBool, started: &AtomicBool) {
+    fn keep(&self, mut child: Child, stopping: &AtomicBool, cluster: &OnceLock<Weak<Cluster>>) {
         let mut pause = PAUSE;
         let mut born = Instant::now();
         loop {
@@ -178,10 +179,13 @@ impl Recipe {
                     continue;
                 }
                 Ok(Some(status)) => {
-                    if !started.load(Ordering::Acquire) {
+                    let Some(cluster) = cluster.get() else {
                         // It has said why.
                         eprintln!("volley: {} ended at the start ({status})", self.worker);
                         std::process::exit(1);
+                    };
+                    if let Some(cluster) = cluster.upgrade() {
+                        cluster.process_ended(self.worker, &format!("its process ended: {status}"));
                     }
                     tracing::error!(
                         "the process of {} ended ({status}); it is started again",
