@@ -1,7 +1,6 @@
 //! From a configuration to a running engine: open the model, resolve the settings, check memory, start the workers.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use volley_actors::{Cluster, Fingerprint, MemoryPlan};
@@ -88,21 +87,20 @@ impl Launch {
         let spec = self.model.spec();
         let mut children = None;
         let cluster = match self.settings.isolate {
-            Isolate::Thread => Cluster::start(config, self.model.weights(), None, progress)?,
+            Isolate::Thread => Arc::new(Cluster::start(
+                config,
+                self.model.weights(),
+                None,
+                progress,
+            )?),
             Isolate::Process => {
                 let (node, nursery) = Children::prepare(&self.settings, spec)?;
-                let started = Arc::new(AtomicBool::new(false));
-                children = Some(nursery.start(Arc::clone(&started))?);
-                let cluster = Cluster::gather(
-                    config,
-                    spec,
-                    None,
-                    progress,
-                    node,
-                    self.fingerprint()?,
-                    true,
-                )?;
-                started.store(true, Ordering::Release);
+                let known = Arc::new(OnceLock::new());
+                children = Some(nursery.start(Arc::clone(&known))?);
+                let print = self.fingerprint()?;
+                let cluster = Cluster::gather(config, spec, None, progress, node, print, true)?;
+                let cluster = Arc::new(cluster);
+                let _ = known.set(Arc::downgrade(&cluster));
                 cluster
             }
             Isolate::Host => {
@@ -115,19 +113,13 @@ impl Launch {
                     config.attention_workers,
                     config.expert_workers
                 );
-                Cluster::gather(
-                    config,
-                    spec,
-                    None,
-                    progress,
-                    node,
-                    self.fingerprint()?,
-                    false,
-                )?
+                let print = self.fingerprint()?;
+                let cluster = Cluster::gather(config, spec, None, progress, node, print, false)?;
+                Arc::new(cluster)
             }
         };
         display.finish();
-        Ok((Arc::new(cluster), Arc::new(Mutex::new(children))))
+        Ok((cluster, Arc::new(Mutex::new(children))))
     }
 
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
