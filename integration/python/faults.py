@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """A cluster of processes in network namespaces of their own, under load, with faults: every stream must complete with the tokens of an undisturbed run.
 
 Run as root: integration/python/faults.py --volley target/release/volley [--only NAME ...] [--soak SECONDS] [--streams 64]

@@ -63,7 +63,7 @@ fn hash_file(path: &Path, hash: &mut Fnv) -> io::Result<()> {
         return Ok(());
     }
     let mut sample = vec![0; SAMPLE_BYTES as usize];
-    for at in (0..SAMPLES).map(|i| i * ((len - SAMPLE_BYTES) / (SAMPLES - 1))) {
+    for at in (0..SAMPLES).map(|i| i * (len - SAMPLE_BYTES) / (SAMPLES - 1)) {
         file.seek(SeekFrom::Start(at))?;
         file.read_exact(&mut sample)?;
         hash.bytes(&sample);

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Connection, Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
+use quinn::{
+    Connection, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -30,6 +32,8 @@ const REDIAL: Duration = Duration::from_millis(50);
 const WINDOW: u32 = 64 << 20;
 /// What a connection may send before it knows the path: a few slots of small models.
 const INITIAL_WINDOW: u64 = 256 << 10;
+/// Largest datagram that is tried: an Ethernet jumbo frame less the IPv6 and UDP headers. Found out for each path; each packet costs about the same, so large ones pay.
+const PAYLOAD_MAX: u16 = 8952;
 /// Memory the system is asked for, for datagrams that have come. It gives what its own limit allows.
 const SOCKET_BUFFER: usize = 8 << 20;
 
@@ -139,14 +143,13 @@ impl QuicNode {
             .enable_all()
             .build()
             .map_err(QuicError::Threads)?;
+        let mut config = quinn::EndpointConfig::default();
+        config
+            .max_udp_payload_size(PAYLOAD_MAX)
+            .map_err(|error| QuicError::Option(error.to_string()))?;
         let endpoint = {
             let _context = runtime.enter();
-            Endpoint::new(
-                quinn::EndpointConfig::default(),
-                Some(server),
-                socket,
-                Arc::new(quinn::TokioRuntime),
-            )
+            Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
         };
         let mut endpoint = endpoint.map_err(bind)?;
         endpoint.set_default_client_config(client);
@@ -577,7 +580,10 @@ fn transport(options: &QuicOptions) -> Result<Arc<TransportConfig>, QuicError> {
     let mut transport = TransportConfig::default();
     let mut congestion = BbrConfig::default();
     congestion.initial_window(INITIAL_WINDOW);
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(PAYLOAD_MAX);
     transport
+        .mtu_discovery_config(Some(mtu))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(options.keep_alive))
         .max_concurrent_bidi_streams(VarInt::from_u32(65))
