@@ -19,9 +19,10 @@ use crate::metric_names as names;
 use crate::remote::{Fingerprint, Gate, GateError};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
 use crate::supervisor::{
-    CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site, Supervisor,
+    AskWorkers, CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site, Supervisor,
 };
 use crate::timeline::Timeline;
+use crate::waits::WorkerState;
 use crate::worker::Blueprint;
 
 /// Experts with a series of their own in the metrics.
@@ -230,6 +231,11 @@ impl Cluster {
         let max = loads.iter().copied().max().unwrap_or(0);
         let mean = loads.iter().sum::<u64>() as f64 / workers as f64;
         gauge!(names::EXPERT_BALANCE).set(if max > 0 { mean / max as f64 } else { 1.0 });
+    }
+
+    /// How every worker's seat stands, and what each worker waits for. Takes a fifth of a second if one does not answer; empty when the cluster has stopped.
+    pub async fn workers(&self) -> Vec<WorkerState> {
+        self.supervisor.send(AskWorkers).await.unwrap_or_default()
     }
 
     /// Says that the process of a worker has ended, sooner than its link would show it.

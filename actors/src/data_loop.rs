@@ -22,6 +22,8 @@ pub(crate) enum Signal<C> {
     Command(C),
     /// A new epoch: other lanes, perhaps another placement. Exchanges under way are void.
     Regroup(Box<dyn Endpoint>, Grouping),
+    /// Say what it waits for.
+    Waits,
     /// Panic, as a defect would make it: for trying out what a failure does.
     Crash,
     /// End.
@@ -87,6 +89,11 @@ impl<C: Send + 'static> DataLoop<C> {
         let waker = std::mem::replace(&mut self.waker, endpoint.waker());
         let _ = self.inbox.send(Signal::Regroup(endpoint, grouping));
         waker.wake();
+    }
+
+    /// Asks the loop what it waits for.
+    pub(crate) fn ask_waits(&self) {
+        self.signal(Signal::Waits);
     }
 
     /// Makes the loop panic.

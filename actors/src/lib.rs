@@ -26,6 +26,7 @@ mod scheduler;
 mod supervisor;
 mod timeline;
 mod voice;
+mod waits;
 mod worker;
 
 pub use attention::{LOGPROBS_MAX, Rally, Sampler, Sequence, SequenceError, Sequences, Task, Wait};
@@ -48,6 +49,7 @@ pub use scheduler::{
 };
 pub use supervisor::LoadProgress;
 pub use timeline::{Activity, Recorder, Span, Timeline};
+pub use waits::{WorkerState, WorkerWait};
 
 /// Messages that an actor's mailbox holds before its senders have to wait.
 const MAILBOX_CAPACITY: usize = 4096;

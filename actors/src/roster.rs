@@ -156,6 +156,11 @@ impl Roster {
         self.seats.contains_key(&worker)
     }
 
+    /// Every seat.
+    pub(crate) fn all_seats(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.seats.keys().copied()
+    }
+
     /// Seats that nobody has.
     pub(crate) fn empty_seats(&self) -> Vec<WorkerId> {
         let empty = self

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use metrics::{Counter, counter};
+use tokio::sync::oneshot;
 use volley_models::ModelSpec;
 use volley_transports::{Endpoint, Epoch, InProcessFabric, Role, Spin, WorkerId};
 
@@ -27,6 +28,7 @@ use crate::protocol::{AttentionCapacity, AttentionCommand, AttentionWord, Member
 use crate::remote::Joined;
 use crate::roster::Roster;
 use crate::voice::{Ear, WorkerWord};
+use crate::waits::{WorkerState, WorkerWait};
 use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
 
 /// Losses within [`LOSS_WINDOW`] after which a cluster in one process gives up: something is wrong that a restart does not mend.
@@ -35,6 +37,8 @@ const LOSSES_MAX: usize = 5;
 const LOSS_WINDOW: Duration = Duration::from_secs(60);
 /// A worker that is accused has this long to be reported dead before it is taken for dead.
 const ACCUSED_GRACE: Duration = Duration::from_millis(100);
+/// Workers that are asked what they wait for have this long to answer.
+const WAITS_PATIENCE: Duration = Duration::from_millis(200);
 /// How often bars that have ended and workers that do not move are looked for.
 const TICK: Duration = Duration::from_millis(50);
 /// How often a cluster that waits for workers says for whom.
@@ -87,6 +91,10 @@ pub(crate) struct Supervisor {
     next_life: u64,
     losses: Vec<Instant>,
     stopping: bool,
+    /// What workers said that they wait for, since they were last asked.
+    waits: BTreeMap<WorkerId, Vec<WorkerWait>>,
+    /// Told when all have.
+    all_told: Option<oneshot::Sender<()>>,
     /// When it was last said for whom the cluster waits.
     missed: Instant,
 }
@@ -155,6 +163,8 @@ impl Supervisor {
             next_life: 0,
             losses: Vec::new(),
             stopping: false,
+            waits: BTreeMap::new(),
+            all_told: None,
             missed: Instant::now(),
         }
     }
@@ -434,6 +444,14 @@ impl Handler<Heard> for Supervisor {
                 self.roster.loaded(worker, life, holds);
                 self.advance();
             }
+            WorkerWord::Waits(waits) => {
+                self.waits.insert(worker, waits);
+                if self.waits.len() >= self.seats.len()
+                    && let Some(all) = self.all_told.take()
+                {
+                    let _ = all.send(());
+                }
+            }
             WorkerWord::Moved(epoch) => {
                 if epoch == self.roster.epoch() {
                     self.moving.remove(&worker);
@@ -531,6 +549,38 @@ impl Handler<ProcessEnded> for Supervisor {
         if !self.stopping && self.seats.contains_key(&message.0) {
             self.lose(message.0, &message.1, ctx);
         }
+    }
+}
+
+/// How every seat stands, and what its worker waits for. The answer takes [`WAITS_PATIENCE`] at most.
+#[derive(Message)]
+#[rtype(result = "Vec<WorkerState>")]
+pub(crate) struct AskWorkers;
+
+impl Handler<AskWorkers> for Supervisor {
+    type Result = ResponseActFuture<Self, Vec<WorkerState>>;
+
+    fn handle(&mut self, _: AskWorkers, _: &mut Self::Context) -> Self::Result {
+        self.waits.clear();
+        for &worker in self.seats.keys() {
+            self.order(worker, Order::Waits);
+        }
+        let (all, answered) = oneshot::channel();
+        self.all_told = Some(all);
+        let answered = tokio::time::timeout(WAITS_PATIENCE, answered).into_actor(self);
+        Box::pin(answered.map(|_, this, _| {
+            let state = |worker: WorkerId| {
+                let seat = this.seats.get(&worker);
+                WorkerState {
+                    worker,
+                    address: seat.and_then(|seat| seat.address),
+                    present: seat.is_some(),
+                    since: this.roster.since(worker),
+                    waits: this.waits.get(&worker).cloned(),
+                }
+            };
+            this.roster.all_seats().map(state).collect()
+        }))
     }
 }
 

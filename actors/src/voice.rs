@@ -7,6 +7,7 @@ use volley_transports::{Epoch, WorkerId};
 
 use crate::data_loop::Exit;
 use crate::protocol::AttentionWord;
+use crate::waits::WorkerWait;
 
 /// What a worker says to whoever looks after it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub(crate) enum WorkerWord {
         /// What it did.
         reason: String,
     },
+    /// What it waits for, since it was asked.
+    Waits(Vec<WorkerWait>),
     /// Its thread has ended.
     Ended(Exit),
 }

@@ -118,6 +118,8 @@ pub(crate) enum Order {
     Regroup(Grouping, Lanes),
     /// Hold these experts beside its own, and no others.
     Adopt(Vec<u16>),
+    /// Say what it waits for.
+    Waits,
     /// Panic, as a defect would make it.
     Crash,
     /// A worker that wants to leave may.
@@ -154,6 +156,8 @@ impl Handler<Order> for Worker {
             }
             // Only processes leave by themselves.
             (Order::Release, _) => {}
+            (Order::Waits, Loop::Attention(data_loop)) => data_loop.ask_waits(),
+            (Order::Waits, Loop::Expert(data_loop)) => data_loop.ask_waits(),
             (Order::Crash, Loop::Attention(data_loop)) => data_loop.crash(),
             (Order::Crash, Loop::Expert(data_loop)) => data_loop.crash(),
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use volley_actors::Cluster;
 
@@ -93,6 +94,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         announce(&engine, address, &settings)?;
         tokio::select! {
             ended = &mut server => return Err(ended_early(ended)),
+            never = tell_waits(&engine) => match never {},
             name = signals.next() => tracing::info!(
                 "{name}: draining; running requests have {:?} to finish, a second signal stops at once",
                 settings.server.drain_timeout
@@ -116,6 +118,23 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     served?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// At each SIGUSR1: who waits for whom, in the log.
+async fn tell_waits(engine: &Engine) -> std::convert::Infallible {
+    let mut asked = match signal(SignalKind::user_defined1()) {
+        Ok(asked) => asked,
+        Err(error) => {
+            tracing::warn!("SIGUSR1 cannot be handled: {error}");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        asked.recv().await;
+        for worker in engine.cluster.workers().await {
+            tracing::warn!("{worker}");
+        }
+    }
 }
 
 /// Waits until the cluster gives up, and says why.

@@ -139,6 +139,7 @@ fn killed_worker_processes_are_started_again_and_no_stream_notices() {
     let mut pids = children(server.0.id());
     assert_eq!(pids.len(), 4, "four workers");
     pids.sort_unstable();
+    frozen_workers_are_named(&server, &address);
     for victim in pids {
         let stormy: Vec<String> = std::thread::scope(|scope| {
             let ask = |prompt: &String| {
@@ -178,6 +179,54 @@ fn killed_worker_processes_are_started_again_and_no_stream_notices() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// `/admin/state` of a cluster in which a worker hangs says who waits for it.
+fn frozen_workers_are_named(server: &Process, address: &str) {
+    let state = |address: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(
+            stream,
+            "GET /admin/state HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str::<serde_json::Value>(body).unwrap()
+    };
+    let command = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    let is_victim = |pid: &u32| command(*pid).contains("expert\0--index\x001\0");
+    let victim = children(server.0.id()).into_iter().find(is_victim).unwrap();
+    let signal = |name: &str| {
+        let sent = Command::new("kill")
+            .args([name, &victim.to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    };
+    let calm = complete(address, "Hark", 300);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| complete(address, "Hark", 300));
+        signal("-STOP");
+        let start = Instant::now();
+        loop {
+            let workers = state(address)["workers"].clone();
+            let waits = |worker: &serde_json::Value| {
+                let waits = worker["waits"].as_array();
+                waits.is_some_and(|waits| waits.iter().any(|wait| wait["for"][0] == "expert-1"))
+            };
+            let workers = workers.as_array().unwrap();
+            let silent = workers
+                .iter()
+                .any(|w| w["worker"] == "expert-1" && w["waits"].is_null());
+            if silent && (workers.iter().any(waits) || asked.is_finished()) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "nobody is named: {workers:?}");
+        }
+        signal("-CONT");
+        assert_eq!(asked.join().unwrap(), calm);
+    });
 }
 
 /// A UDP port that was free a moment ago.

@@ -25,6 +25,7 @@ use crate::protocol::{
 use crate::request::FinishReason;
 use crate::timeline::{Activity, Recorder, Span};
 use crate::voice::{Voice, WorkerWord};
+use crate::waits::WorkerWait;
 
 /// Rows of logits computed at once: enough to read the head's weights once for a batch, little enough to stay small with large vocabularies.
 const LOGIT_ROWS: usize = 32;
@@ -137,6 +138,7 @@ impl AttentionLoop {
                 match self.inbox.try_recv() {
                     Ok(Signal::Command(command)) => self.command(command),
                     Ok(Signal::Regroup(endpoint, grouping)) => self.regroup(endpoint, grouping),
+                    Ok(Signal::Waits) => self.say_waits(),
                     Ok(Signal::Crash) => panic!("told to crash"),
                     Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                     Err(mpsc::TryRecvError::Empty) => break,
@@ -527,6 +529,20 @@ impl AttentionLoop {
                 format!("it did not answer {} within {deadline:?}", wait.layer),
             );
         }
+    }
+
+    fn say_waits(&self) {
+        let waits = self.rally.waits(self.parts.clock.now()).map(|wait| {
+            let gather = &self.batches[wait.micro_batch.0 as usize].gather;
+            WorkerWait {
+                peers: gather.missing().collect(),
+                micro_batch: wait.micro_batch,
+                step: wait.step,
+                layer: wait.layer,
+                age: wait.age,
+            }
+        });
+        self.parts.voice.say(WorkerWord::Waits(waits.collect()));
     }
 
     fn record(

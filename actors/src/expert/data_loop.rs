@@ -16,6 +16,7 @@ use crate::data_loop::{Exit, Signal, rest, wake};
 use crate::grouping::Grouping;
 use crate::timeline::{Activity, Recorder, Span};
 use crate::voice::{Voice, WorkerWord};
+use crate::waits::WorkerWait;
 
 /// Longest sleep of an idle loop, so that deadlines are looked at.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
@@ -123,6 +124,7 @@ impl ExpertLoop {
                     self.ready.clear();
                     self.rounds = self.fresh_rounds()?;
                 }
+                Ok(Signal::Waits) => self.say_waits(),
                 Ok(Signal::Crash) => panic!("told to crash"),
                 Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 Err(mpsc::TryRecvError::Empty) => {}
@@ -162,6 +164,21 @@ impl ExpertLoop {
         }
         let holds = parts.module.experts().collect();
         parts.voice.say(WorkerWord::Loaded(holds));
+    }
+
+    fn say_waits(&self) {
+        let now = self.parts.clock.now();
+        let waits = self.rounds.iter().filter_map(|round| {
+            let (key, began) = (round.merge.key()?, round.began?);
+            Some(WorkerWait {
+                peers: round.merge.missing().collect(),
+                micro_batch: key.micro_batch,
+                step: key.step,
+                layer: key.layer,
+                age: now.saturating_sub(began),
+            })
+        });
+        self.parts.voice.say(WorkerWord::Waits(waits.collect()));
     }
 
     fn accuse(&self, peer: WorkerId, reason: String) {

@@ -266,6 +266,7 @@ impl Handler<Order> for Proxy {
                 return;
             }
             Order::Adopt(experts) => ToWorker::Adopt(experts),
+            Order::Waits => ToWorker::Waits,
             Order::Crash => ToWorker::Crash,
             Order::Release => ToWorker::Released,
         };

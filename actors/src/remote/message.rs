@@ -44,6 +44,7 @@ pub(super) enum ToWorker {
     Regroup(WireGrouping),
     Command(AttentionCommand),
     Adopt(Vec<u16>),
+    Waits,
     Crash,
     /// The work of a worker that leaves has gone elsewhere.
     Released,

@@ -336,6 +336,7 @@ impl Serving {
             }
             ToWorker::Command(command) => self.addr.do_send(command),
             ToWorker::Adopt(experts) => self.addr.do_send(Order::Adopt(experts)),
+            ToWorker::Waits => self.addr.do_send(Order::Waits),
             ToWorker::Crash => self.addr.do_send(Order::Crash),
             ToWorker::Welcome | ToWorker::Refused { .. } | ToWorker::Released => {}
         }

@@ -130,4 +130,10 @@ fn the_rest_answers() {
     let state = server.get("/admin/state").json();
     assert_eq!(state["draining"], false);
     assert_eq!(state["attention"][0]["alive"], true);
+    let workers = state["workers"].as_array().unwrap();
+    assert_eq!(workers[0]["worker"], "attention-0");
+    assert_eq!(workers[0]["since_epoch"], 1);
+    let expert = workers.last().unwrap();
+    assert!(expert["worker"].as_str().unwrap().starts_with("expert-"));
+    assert!(expert["waits"].is_array(), "it answers: {expert}");
 }
