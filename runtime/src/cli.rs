@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, certs, generate, serve, trace, validate, worker};
+use crate::{bench, certs, doctor, generate, serve, trace, validate, worker};
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
@@ -32,6 +32,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     /// Make certificates for the processes of a cluster
     Certs(certs::CertsArgs),
+    /// Check this host, and the way to the controller
+    Doctor(doctor::DoctorArgs),
     /// Generate text in the terminal
     Generate(generate::GenerateArgs),
     /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Worker(args) => worker::run(args),
         Command::Certs(args) => certs::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),

@@ -8,6 +8,7 @@ pub mod children;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod engine;
 pub mod failure;
 pub mod fingerprint;

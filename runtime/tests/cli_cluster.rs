@@ -305,6 +305,30 @@ fn workers_join_with_certificates_and_others_are_refused_by_name() {
     ]);
     assert!(String::from_utf8_lossy(&text.stderr).contains("--index is 1"));
 
+    // Nobody is there yet, and the doctor says so.
+    let doctor = || {
+        let call = [
+            "doctor",
+            "--call",
+            "--controller",
+            &controller,
+            "--certificates",
+            &worker_certs,
+        ];
+        let output = run(&call);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.contains("controller: "));
+        (
+            output.status.success(),
+            line.unwrap_or_else(|| panic!("{text}")).to_owned(),
+        )
+    };
+    let (good, line) = doctor();
+    assert!(
+        !good && line.starts_with("BAD") && line.contains("cannot reach"),
+        "{line}"
+    );
+
     // Workers may be there first.
     let _expert = worker("expert", &path("gpu-7"), &[]);
     let _attention = worker("attention", &worker_certs, &[]);
@@ -317,6 +341,11 @@ fn workers_join_with_certificates_and_others_are_refused_by_name() {
         &controller_certs,
     ]);
     assert!(!complete(&address, "ROMEO:", 5).is_empty());
+    let (_, line) = doctor();
+    assert!(
+        line.starts_with("ok") && line.contains("answered in"),
+        "{line}"
+    );
     let text = refusal(worker(
         "expert",
         &worker_certs,

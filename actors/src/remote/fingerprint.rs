@@ -67,7 +67,10 @@ impl Fingerprint {
             ),
         ];
         let text = |(name, value): (&str, String)| (name.to_owned(), value);
-        let alike = [("instruction set", format!("{:?}", Isa::detect()))];
+        let alike = [(
+            "instruction set",
+            Isa::detect().instruction_set().to_string(),
+        )];
         Fingerprint {
             equal: equal.map(text).into(),
             alike: alike.map(text).into(),

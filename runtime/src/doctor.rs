@@ -1,0 +1,324 @@
+//! `volley doctor`: what of this host makes Volley slow, or keeps it from running. Each finding names the thing, the place and the remedy.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use clap::Args;
+use volley_models::Isa;
+use volley_models::kernels::InstructionSet;
+use volley_transports::quic::{NodeRole, QuicNode};
+
+use crate::config::{ByteSize, Settings};
+use crate::failure::Failure;
+use crate::flags::{ConfigFlags, Serving};
+use crate::{launch, memory, network};
+
+/// Check this host, and the way to the controller.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct DoctorArgs {
+    /// Also call the controller (network.controller), as a worker would
+    #[arg(long)]
+    call: bool,
+    #[command(flatten)]
+    config: ConfigFlags<Serving>,
+}
+
+const AFTER_HELP: &str = "\
+  volley doctor                                                     this host
+  volley doctor --call --controller HOST:7600 --certificates certs/worker
+
+Exit code 1 if something keeps Volley from running; what only costs speed is a warning.";
+
+/// UDP receive buffers that hold a burst of frames.
+const UDP_BUFFER: u64 = 4 << 20;
+/// Open files of a server with thousands of clients.
+const FILES: u64 = 65_536;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Slow,
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    verdict: Verdict,
+    what: &'static str,
+    found: String,
+    remedy: &'static str,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.verdict {
+            Verdict::Good => "ok  ",
+            Verdict::Slow => "slow",
+            Verdict::Bad => "BAD ",
+        };
+        write!(f, "{mark}  {}: {}", self.what, self.found)?;
+        match self.verdict {
+            Verdict::Good => Ok(()),
+            _ => write!(f, "\n        {}", self.remedy),
+        }
+    }
+}
+
+fn finding(
+    good: bool,
+    or: Verdict,
+    what: &'static str,
+    found: String,
+    remedy: &'static str,
+) -> Finding {
+    Finding {
+        verdict: if good { Verdict::Good } else { or },
+        what,
+        found,
+        remedy,
+    }
+}
+
+/// Looks at everything and prints what it finds.
+///
+/// # Errors
+/// When something keeps Volley from running.
+pub fn run(args: DoctorArgs) -> Result<(), Failure> {
+    let raw = args.config.load()?;
+    let mut findings = host(Path::new("/"));
+    if args.call {
+        let model = launch::open_model(&raw)?;
+        let settings = Settings::resolve(
+            &raw,
+            model.spec(),
+            model.name(),
+            memory::available_bytes(),
+            crate::config::Demand::Serving,
+        )?;
+        findings.push(call(&settings));
+    }
+    for finding in &findings {
+        println!("{finding}");
+    }
+    match findings
+        .iter()
+        .filter(|f| f.verdict == Verdict::Bad)
+        .count()
+    {
+        0 => Ok(()),
+        bad => Err(Failure::new(format!(
+            "{bad} of {} things are bad",
+            findings.len()
+        ))),
+    }
+}
+
+/// What the files of the system under `root` tell.
+fn host(root: &Path) -> Vec<Finding> {
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let isa = Isa::detect().instruction_set();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut findings = vec![
+        finding(
+            isa != InstructionSet::Portable,
+            Verdict::Slow,
+            "processor",
+            format!("{cores} cores, kernels for {isa}"),
+            "without AVX2 or AVX-512 the portable kernels run, several times slower",
+        ),
+        match memory::available_bytes() {
+            Some(bytes) => finding(
+                true,
+                Verdict::Slow,
+                "memory",
+                format!("{} available", ByteSize(bytes)),
+                "",
+            ),
+            None => finding(
+                false,
+                Verdict::Slow,
+                "memory",
+                "how much is available is not known".to_owned(),
+                "set limits.kv_cache_memory: `auto` cannot be worked out here",
+            ),
+        },
+    ];
+    let huge = read("sys/kernel/mm/transparent_hugepage/enabled");
+    findings.push(finding(
+        huge.contains("[always]") || huge.contains("[madvise]"),
+        Verdict::Slow,
+        "huge pages",
+        chosen(&huge),
+        "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled: weights are read up to twice as fast from huge pages",
+    ));
+    let rmem: u64 = read("proc/sys/net/core/rmem_max")
+        .trim()
+        .parse()
+        .unwrap_or(0);
+    findings.push(finding(
+        rmem >= UDP_BUFFER,
+        Verdict::Slow,
+        "UDP buffers",
+        format!("at most {}", ByteSize(rmem)),
+        "sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608: bursts of frames are lost and sent again otherwise",
+    ));
+    let limits = read("proc/self/limits");
+    let files = limit(&limits, "Max open files");
+    findings.push(finding(
+        files.is_none_or(|files| files >= FILES),
+        Verdict::Slow,
+        "open files",
+        shown(files),
+        "raise the limit (LimitNOFILE= in a systemd unit): each client's connection is a file",
+    ));
+    let devices = names(&root.join("sys/class/infiniband"));
+    let locked = limit(&limits, "Max locked memory");
+    findings.push(finding(
+        devices.is_empty() || locked.is_none(),
+        Verdict::Bad,
+        "locked memory",
+        format!("{}, RDMA devices: {}", shown(locked), listed(&devices)),
+        "RDMA registers memory: ulimit -l unlimited (LimitMEMLOCK=infinity in a systemd unit)",
+    ));
+    let links = names(&root.join("sys/class/net"));
+    let mtus = links.iter().filter(|link| *link != "lo").map(|link| {
+        format!(
+            "{link} {}",
+            read(&format!("sys/class/net/{link}/mtu")).trim()
+        )
+    });
+    let mtus: Vec<String> = mtus.collect();
+    findings.push(finding(true, Verdict::Slow, "MTU", listed(&mtus), ""));
+    let gpus = names(&root.join("proc/driver/nvidia/gpus"));
+    findings.push(finding(
+        true,
+        Verdict::Slow,
+        "GPUs",
+        format!("{} (not used yet)", listed(&gpus)),
+        "",
+    ));
+    findings
+}
+
+/// The word in brackets.
+fn chosen(text: &str) -> String {
+    let word = text
+        .split('[')
+        .nth(1)
+        .and_then(|rest| rest.split(']').next());
+    word.unwrap_or("not known").to_owned()
+}
+
+/// The soft limit in a line of `/proc/self/limits`; none if there is no limit.
+fn limit(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find(|line| line.starts_with(name))?;
+    line[name.len()..].split_whitespace().next()?.parse().ok()
+}
+
+fn shown(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string())
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Calls the controller as a worker would, and hangs up.
+fn call(settings: &Settings) -> Finding {
+    const REMEDY: &str = "is `volley serve --isolate host` running there, UDP open between the hosts, and the certificate of the same `volley certs`?";
+    let attempt = || -> Result<String, String> {
+        let text = |error: Failure| error.to_string();
+        let identity = network::identity(&settings.network, NodeRole::Worker).map_err(text)?;
+        let listen = network::worker_listen(&settings.network).map_err(text)?;
+        let node: QuicNode = network::bind(listen, &identity, &settings.network).map_err(text)?;
+        let address =
+            network::resolve("network.controller", &settings.network.controller).map_err(text)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        let start = std::time::Instant::now();
+        let link = runtime.block_on(node.call(address, NodeRole::Controller));
+        let link = link.map_err(|error| error.to_string())?;
+        Ok(format!(
+            "{} at {} answered in {:.1} ms",
+            link.peer().name,
+            address,
+            start.elapsed().as_secs_f64() * 1e3
+        ))
+    };
+    match attempt() {
+        Ok(found) => finding(true, Verdict::Bad, "controller", found, REMEDY),
+        Err(reason) => finding(false, Verdict::Bad, "controller", reason, REMEDY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_is_wrong_in_every_way_is_told_all_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write(
+            "sys/kernel/mm/transparent_hugepage/enabled",
+            "always madvise [never]\n",
+        );
+        write("proc/sys/net/core/rmem_max", "212992\n");
+        write(
+            "proc/self/limits",
+            "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024     4096     files\nMax locked memory         65536    65536    bytes\n",
+        );
+        write("sys/class/infiniband/mlx5_0/x", "");
+        write("sys/class/net/eth0/mtu", "1500\n");
+        let findings = host(root.path());
+        let of = |what: &str| findings.iter().find(|f| f.what == what).unwrap();
+        for (what, verdict, found) in [
+            ("huge pages", Verdict::Slow, "never"),
+            ("UDP buffers", Verdict::Slow, "at most 208 KiB"),
+            ("open files", Verdict::Slow, "1024"),
+            ("locked memory", Verdict::Bad, "65536, RDMA devices: mlx5_0"),
+            ("MTU", Verdict::Good, "eth0 1500"),
+        ] {
+            assert_eq!(
+                (of(what).verdict, of(what).found.as_str()),
+                (verdict, found)
+            );
+        }
+        assert!(of("huge pages").to_string().contains("echo madvise"));
+        // Without RDMA devices nobody needs locked memory; no limit is the best there is.
+        fs::remove_dir_all(root.path().join("sys/class/infiniband")).unwrap();
+        write(
+            "proc/self/limits",
+            "Max open files   unlimited  unlimited  files\nMax locked memory   8  8  bytes\n",
+        );
+        let findings = host(root.path());
+        assert!(findings.iter().all(|f| f.verdict != Verdict::Bad));
+        assert!(
+            findings
+                .iter()
+                .any(|f| f.what == "open files" && f.verdict == Verdict::Good)
+        );
+    }
+}
