@@ -184,9 +184,6 @@ impl Simulation {
                 1 if capacity.alive => continue,
                 _ => (capacity.alive, capacity.since) = (true, epoch),
             }
-            let worker = &mut self.workers[index];
-            worker.sequences.clear();
-            worker.cached.clear();
         }
         self.ledger.regroup(self.membership.clone());
         let consult = |this: &mut Self, times| {
@@ -204,6 +201,12 @@ impl Simulation {
             let worker = &mut self.workers[index];
             worker.epoch = epoch;
             worker.steps.iter_mut().for_each(VecDeque::clear);
+            // Forgets everything only now: what it is told before would be lost.
+            let capacity = self.membership.attention[index];
+            if capacity.since == epoch || !capacity.alive {
+                worker.sequences.clear();
+                worker.cached.clear();
+            }
             // A word of an epoch that is over means nothing.
             self.ledger.moved(index as u16, Epoch(epoch.0 - 1));
             if self.membership.attention[index].alive {
