@@ -167,7 +167,7 @@ impl Simulation {
 
     /// A new epoch. Some workers are lost, and of these some come back empty; a worker that was gone may come back; the rest, and one at least, go on from
     /// where they are. Reports of the old epoch are still on their way, and the scheduler hears of all that when it likes.
-    fn regroup(&mut self, choose: &mut impl FnMut(usize) -> usize) {
+    fn regroup(&mut self, choose: &mut dyn FnMut(usize) -> usize) {
         let mut late = Vec::new();
         for (w, mb) in self.busy() {
             if choose(2) == 0 {
@@ -198,12 +198,17 @@ impl Simulation {
             consult(self, choose(2));
         }
         for index in 0..self.workers.len() {
+            if choose(8) == 0 {
+                // Another epoch begins before all have moved into this one.
+                return self.regroup(choose);
+            }
             let worker = &mut self.workers[index];
+            let capacity = self.membership.attention[index];
+            let fresh = capacity.since > worker.epoch || !capacity.alive;
             worker.epoch = epoch;
             worker.steps.iter_mut().for_each(VecDeque::clear);
             // Forgets everything only now: what it is told before would be lost.
-            let capacity = self.membership.attention[index];
-            if capacity.since == epoch || !capacity.alive {
+            if fresh {
                 worker.sequences.clear();
                 worker.cached.clear();
             }
