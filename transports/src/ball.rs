@@ -303,7 +303,14 @@ impl<L: Link> Endpoint for BallEnd<L> {
     }
 
     fn poll(&mut self) -> Option<Event> {
-        match self.inbox.parcels.pop()? {
+        let parcel = loop {
+            match self.inbox.parcels.pop()? {
+                // Left behind by a task that was stopped while it delivered: nothing comes from a peer that is lost.
+                Parcel::Frame { from, .. } if self.lost[usize::from(from)] => {}
+                parcel => break parcel,
+            }
+        };
+        match parcel {
             Parcel::Frame {
                 from,
                 micro_batch,

@@ -205,6 +205,31 @@ fn ends_that_disagree_get_no_lanes_and_the_node_goes_on() {
     rally(&mut attention, &mut expert);
 }
 
+#[test]
+fn posts_to_a_peer_that_takes_no_part_fail_and_limits_are_checked() {
+    let authority = CertificateAuthority::new("test").unwrap();
+    let a = node(&authority, NodeRole::Worker, 1);
+    let mut end = a
+        .join(Epoch(1), Role::Attention.worker(0), &TOPOLOGY, &[None])
+        .unwrap();
+    let lane = Lane::new(0, MicroBatch(0));
+    assert!(end.post(lane, 1).is_err());
+    assert_eq!(end.poll(), None, "nobody is lost that was never there");
+    for topology in [
+        Topology {
+            micro_batches: 65,
+            ..TOPOLOGY
+        },
+        Topology {
+            dispatch_bytes: 1 << 32,
+            ..TOPOLOGY
+        },
+    ] {
+        let joined = a.join(Epoch(2), Role::Expert.worker(0), &topology, &[]);
+        assert!(matches!(joined, Err(QuicError::Option(_))));
+    }
+}
+
 #[tokio::test]
 async fn control_links_carry_messages_of_any_length_both_ways() {
     let authority = CertificateAuthority::new("test").unwrap();

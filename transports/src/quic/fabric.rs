@@ -149,7 +149,7 @@ impl PeerSide {
                 break;
             }
         }
-        tasks.abort_all();
+        tasks.shutdown().await;
         for connection in handles {
             connection.close(VarInt::from_u32(0), b"closed");
         }
@@ -163,6 +163,11 @@ impl PeerSide {
             from: self.peer,
             reason,
         });
+    }
+
+    /// Notes that the peer takes no part: posts to it fail, and its loss is nothing to report.
+    pub(super) fn absent(self) {
+        self.open.store(false, Ordering::Release);
     }
 
     /// Whether the worker's end is gone.

@@ -24,6 +24,8 @@ use crate::{Epoch, LostReason, Role, Topology, WorkerId};
 
 /// Handshakes and hellos of strangers under way at once; more are turned away.
 const STRANGERS_MAX: usize = 256;
+/// Lanes of a connection.
+const LANES_MAX: u32 = 64;
 /// Control links that wait to be accepted; more are turned away.
 const LINKS_WAITING_MAX: usize = 64;
 /// Pause before a peer that could not be reached is called again.
@@ -228,6 +230,13 @@ impl QuicNode {
         experts: &[Option<SocketAddr>],
     ) -> Result<QuicEndpoint, QuicError> {
         topology.bytes()?;
+        let slot = topology.dispatch_bytes.max(topology.combine_bytes);
+        if u32::try_from(slot).is_err() || u32::from(topology.micro_batches) > LANES_MAX {
+            return Err(QuicError::Option(format!(
+                "slots of {slot} bytes and {} micro-batches: QUIC takes slots of 4 GiB less one byte, and {LANES_MAX} micro-batches",
+                topology.micro_batches
+            )));
+        }
         if me.index >= topology.workers(me.role) {
             return Err(QuicError::Option(format!(
                 "{me} is not one of {} {} workers",
@@ -243,7 +252,11 @@ impl QuicNode {
                 let leave = Leave(Some(Box::new(move || drop(node))));
                 let (endpoint, sides) = fabric::build(me, topology, Spin::NONE, leave);
                 for side in sides {
-                    let address = experts.get(usize::from(side.peer)).copied().flatten();
+                    let Some(address) = experts.get(usize::from(side.peer)).copied().flatten()
+                    else {
+                        side.absent();
+                        continue;
+                    };
                     let shared = Arc::clone(shared);
                     let serving = Arc::clone(&shared.serving);
                     self.spawn(async move {
@@ -333,8 +346,14 @@ impl Shared {
     /// Takes calls until the node ends.
     async fn listen(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.accept().await {
-            if self.strangers.available_permits() == 0 {
+            let places = self.strangers.available_permits();
+            if places == 0 {
                 incoming.refuse();
+                continue;
+            }
+            // When they get few, whoever calls has to show first that it is where it says: an address can be made up, a way back cannot.
+            if places < STRANGERS_MAX / 2 && !incoming.remote_address_validated() {
+                let _ = incoming.retry();
                 continue;
             }
             let shared = Arc::clone(&self);
@@ -479,15 +498,7 @@ impl Shared {
     }
 
     /// Calls an expert worker until it is reached or the time is up, and serves its lanes.
-    async fn serve_as_caller(
-        self: Arc<Self>,
-        side: PeerSide,
-        epoch: Epoch,
-        address: Option<SocketAddr>,
-    ) {
-        let Some(address) = address else {
-            return; // takes no part; nobody posts to it
-        };
+    async fn serve_as_caller(self: Arc<Self>, side: PeerSide, epoch: Epoch, address: SocketAddr) {
         let connections = self.options.connections.min(side.topology.micro_batches);
         let until = Instant::now() + self.options.connect;
         let mut open = Vec::new();
@@ -586,7 +597,8 @@ fn transport(options: &QuicOptions) -> Result<Arc<TransportConfig>, QuicError> {
         .mtu_discovery_config(Some(mtu))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(options.keep_alive))
-        .max_concurrent_bidi_streams(VarInt::from_u32(65))
+        // The hello's, and one for each lane.
+        .max_concurrent_bidi_streams(VarInt::from_u32(LANES_MAX + 1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(WINDOW))
         .receive_window(VarInt::from_u32(WINDOW))
