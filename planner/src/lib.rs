@@ -6,11 +6,13 @@
 //! assumed.
 
 mod error;
+mod hardware;
 mod pipeline;
 mod precision;
 mod shape;
 
 pub use error::PlanError;
+pub use hardware::{Efficiency, Gpu, Hardware, PriceSource, Transport};
 pub use pipeline::{Stages, simulate};
 pub use precision::{Dtype, Precision};
 pub use shape::{AttentionShape, ModelShape};
