@@ -1,14 +1,21 @@
 //! Finds the RDMA workloads that make an adapter misbehave, and the smallest set of settings that each of them needs, after *Collie: Finding
 //! Performance Anomalies in RDMA Subsystems* (NSDI 2022).
 
+mod extract;
+mod mfs;
 mod monitor;
 mod region;
+mod search;
+mod session;
 mod simulated;
 mod space;
 mod subsystem;
 
+pub use mfs::{Edge, Factor, Mfs};
 pub use monitor::{Monitor, Symptom, Verdict};
 pub use region::{Condition, Region};
+pub use search::{Options, Search, Signals};
+pub use session::{JournalError, OutOfTime, Purpose, Record, Session};
 pub use simulated::{Effect, Mechanism, Model, Noise, Simulated, UnknownSubsystem};
 pub use space::{
     Axis, Category, Choice, Direction, Feature, Memory, Operation, OutsideSpace, Point, Quantity,

@@ -118,6 +118,15 @@ fn in_bytes(value: f64) -> String {
     }
 }
 
+/// What is left of the nearness when exactly one category is wrong: hardware paths are shared, so a neighbour of the faulty one still
+/// loads what the fault overloads.
+const HALF_OPEN: f64 = 0.05;
+
+/// The share of the way, on a log scale, that a ratio has come to another.
+fn margin(ratio: f64, full: f64) -> f64 {
+    if ratio >= full { 1.0 } else { (ratio.ln() / full.ln()).clamp(0.0, 1.0) }
+}
+
 /// The points that meet every condition. Without conditions: all of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -132,6 +141,36 @@ impl Region {
         self.conditions
             .iter()
             .all(|condition| condition.holds(point))
+    }
+
+    /// From 0 to 1: how near a point is. The product of one margin per bound, the share of the way on a log scale from the far end of the
+    /// quantity to the bound; with one wrong category only [`HALF_OPEN`] of it is left, and with two nothing.
+    pub fn nearness(&self, point: &Point, space: &Space) -> f64 {
+        let mut wrong_categories = 0;
+        let mut nearness = 1.0;
+        for condition in &self.conditions {
+            match condition {
+                Condition::Among { .. } => wrong_categories += i32::from(!condition.holds(point)),
+                Condition::Within { quantity, at_least, at_most } => {
+                    if !quantity.applies(point) {
+                        return 0.0;
+                    }
+                    let (low, high) = space.extent(*quantity);
+                    let value = quantity.of(point);
+                    if let Some(bound) = at_least {
+                        nearness *= margin(value / low, bound / low);
+                    }
+                    if let Some(bound) = at_most {
+                        nearness *= margin(high / value, high / bound);
+                    }
+                }
+            }
+        }
+        match wrong_categories {
+            0 => nearness,
+            1 => HALF_OPEN * nearness,
+            _ => 0.0,
+        }
     }
 
     /// A point of it drawn at random: what it leaves open as [`Space::sample`] draws it, what it bounds log-uniformly within the bounds.

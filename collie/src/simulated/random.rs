@@ -6,7 +6,7 @@
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use super::mechanism::{Effect, Mechanism, extent};
+use super::mechanism::{Effect, Mechanism};
 use super::{Model, Noise};
 use crate::region::{Condition, Region};
 use crate::space::{Axis, Category, Choice, Direction, Memory, Operation, Quantity, Space};
@@ -109,7 +109,7 @@ fn mechanism(name: String, space: &Space, counters: usize, rng: &mut Pcg64) -> M
                 .iter()
                 .any(|&axis| quantity.involves(axis) && other.involves(axis))
         });
-        let (low, high) = extent(quantity, space);
+        let (low, high) = space.extent(quantity);
         let share = rng.random_range(0.25..0.75);
         let tau = low * (high / low).powf(share);
         let tau = if matches!(quantity, Quantity::Ratio(..)) {

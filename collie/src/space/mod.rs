@@ -215,6 +215,19 @@ impl Space {
         self.axes[&axis]
     }
 
+    /// The least and the greatest value a quantity can have.
+    pub fn extent(&self, quantity: Quantity) -> (f64, f64) {
+        let range = |axis| {
+            let (low, high) = self.range(axis);
+            (f64::from(low), f64::from(high))
+        };
+        match quantity {
+            Quantity::Axis(axis) => range(axis),
+            Quantity::Product(a, b) => (range(a).0 * range(b).0, range(a).1 * range(b).1),
+            Quantity::Ratio(a, b) => (range(a).0 / range(b).1, range(a).1 / range(b).0),
+        }
+    }
+
     /// First and last value of an axis that a point may be given without losing another setting.
     pub fn range_at(&self, axis: Axis, point: &Point) -> (u32, u32) {
         let (low, high) = self.range(axis);

@@ -1,0 +1,386 @@
+//! The search: random warm-up, annealing on one signal after another outside what is known, and the minimal feature set of each anomaly met (Collie,
+//! Algorithm 1).
+//!
+//! What differs from the published algorithm, and why:
+//! * While random points keep showing anomalies of a new look, random points are drawn: nothing guided is faster then.
+//!   Settings that were anomalous every time, too often for chance, are left out meanwhile.
+//! * Annealing starts at the measured point with the greatest *unexplained* signal, not at a random one. What a known anomaly drives as a point nears its conditions is
+//!   taken off first; else every start would lie at the border of what is known.
+//! * A mutation tries the ends of an axis before its middle, for conditions are bounds; a dimension whose two ends change nothing is left alone
+//!   for the rest of the round.
+//! * A minimal feature set is learnt roughly when it is met and finely once nothing new has been met for a while.
+
+use std::collections::HashSet;
+
+use rand::{RngExt, SeedableRng, seq::SliceRandom};
+use rand_pcg::Pcg64;
+
+use crate::mfs::Mfs;
+use crate::region::{Condition, Region};
+use crate::session::{OutOfTime, Purpose, Record, Session};
+use crate::space::{Category, Choice, Feature, Operation, Point, Setting};
+
+/// Random points by which signals are first ranked, as in the paper.
+const RANKING_POINTS: usize = 10;
+/// Random points without an anomaly of a new look, after which guidance pays.
+const PATIENCE: usize = 24;
+/// Probes of searching without a new anomaly, after which half of the time goes to what is known.
+const STAGNATION: usize = 60;
+/// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
+const CHANCE: f64 = 0.01;
+/// Annealing: the first temperature (of relative energy, so 0.1 is a tenth of the signal), the factor per mutation, and the last.
+const TEMPERATURE: (f64, f64, f64) = (0.1, 0.93, 0.005);
+
+/// What the search drives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signals {
+    /// Each diagnostic counter, upwards.
+    Diagnostic,
+    /// Throughput, downwards: every adapter has it.
+    Performance,
+}
+
+/// Variants of the search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// What it drives.
+    pub signals: Signals,
+    /// Whether it learns minimal feature sets and keeps clear of them.
+    pub learns: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { signals: Signals::Diagnostic, learns: true }
+    }
+}
+
+/// A search under way.
+pub struct Search<'s, 'a> {
+    pub(crate) session: &'s mut Session<'a>,
+    pub(crate) rng: Pcg64,
+    pub(crate) known: Vec<Mfs>,
+    options: Options,
+    /// The counters where nothing drives them: the lower quartile of random points.
+    idle: Vec<f64>,
+    /// Anomalous records that no further learning is due to.
+    pub(crate) settled: HashSet<usize>,
+    /// How often a round started from an operation and a signal.
+    rounds: Vec<(Operation, usize, u32)>,
+    /// Search probes when the last anomaly became known.
+    last_news: usize,
+}
+
+impl<'s, 'a> Search<'s, 'a> {
+    /// A search whose choices follow from the seed.
+    pub fn new(session: &'s mut Session<'a>, options: Options, seed: u64) -> Self {
+        Search {
+            session,
+            rng: Pcg64::seed_from_u64(seed),
+            known: Vec::new(),
+            options,
+            idle: Vec::new(),
+            settled: HashSet::new(),
+            rounds: Vec::new(),
+            last_news: 0,
+        }
+    }
+
+    /// Searches until the time is over, and returns what each anomaly needs.
+    pub fn run(mut self) -> Vec<Mfs> {
+        let OutOfTime = match self.go() {
+            Err(over) => over,
+            Ok(never) => match never {},
+        };
+        self.known
+    }
+
+    fn go(&mut self) -> Result<std::convert::Infallible, OutOfTime> {
+        self.draw_at_random()?;
+        loop {
+            if self.options.learns {
+                while let Some(index) = self.unsettled() {
+                    self.settled.insert(index);
+                    self.learn(index)?;
+                    self.last_news = self.searched();
+                }
+            }
+            let before = self.session.records().len();
+            self.anneal()?;
+            if self.options.learns && self.searched() - self.last_news > STAGNATION {
+                // As many probes for what is known as the round took, so that neither starves.
+                while self.session.records().len() - before < 2 * (self.searched_since(before).max(1)) && self.refine()? {}
+            }
+        }
+    }
+
+    fn searched(&self) -> usize {
+        self.searched_since(0)
+    }
+
+    fn searched_since(&self, first: usize) -> usize {
+        self.session.records()[first..].iter().filter(|record| record.purpose == Purpose::Search).count()
+    }
+
+    /// An anomalous record that belongs to nothing known.
+    fn unsettled(&self) -> Option<usize> {
+        let regions: Vec<Region> = self.known.iter().map(|mfs| mfs.region_at_most(self.session.space())).collect();
+        let foreign = |record: &Record| {
+            record.verdict.symptom().is_some() && !regions.iter().any(|region| region.contains(&record.point))
+        };
+        let records = self.session.records();
+        (0..records.len()).find(|&i| !self.settled.contains(&i) && foreign(&records[i]))
+    }
+
+    /// Random points, as long as they show anomalies of a new look.
+    fn draw_at_random(&mut self) -> Result<(), OutOfTime> {
+        let (mut looks, mut since, mut left_out) = (HashSet::new(), 0, Vec::new());
+        while self.session.records().len() < RANKING_POINTS || since < PATIENCE {
+            let point = self.random_point(&left_out);
+            let index = self.session.probe(&point, Purpose::Search)?;
+            self.settle_idle();
+            let record = &self.session.records()[index];
+            since += 1;
+            if let Some(symptom) = record.verdict.symptom() {
+                let look = (crate::mfs::dominant(&self.signals(record)), symptom.pause.is_some(), symptom.throughput.is_some());
+                if looks.insert(look) {
+                    since = 0;
+                }
+            }
+            if self.options.learns {
+                left_out = surely_anomalous(self.session.records(), self.session.space());
+            }
+        }
+        Ok(())
+    }
+
+    /// A random point outside what is known and outside these regions.
+    pub(crate) fn random_point(&mut self, left_out: &[Region]) -> Point {
+        let mut point = self.session.space().sample(&mut self.rng);
+        let known = self.known_regions();
+        for _ in 0..1000 {
+            if !known.iter().chain(left_out).any(|region| region.contains(&point)) {
+                break;
+            }
+            point = self.session.space().sample(&mut self.rng);
+        }
+        point
+    }
+
+    pub(crate) fn known_regions(&self) -> Vec<Region> {
+        self.known.iter().map(|mfs| mfs.region(self.session.space())).collect()
+    }
+
+    fn settle_idle(&mut self) {
+        let valid: Vec<&Record> = self.session.records().iter().filter(|record| !record.counters.is_empty()).collect();
+        let count = valid.first().map_or(0, |record| record.counters.len());
+        self.idle = (0..count)
+            .map(|i| {
+                let mut values: Vec<f64> = valid.iter().map(|record| record.counters[i]).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 4].max(f64::MIN_POSITIVE)
+            })
+            .collect();
+    }
+
+    /// What a record shows of each thing that is driven: 0 where nothing is wrong, the higher the worse.
+    pub(crate) fn signals(&self, record: &Record) -> Vec<f64> {
+        match self.options.signals {
+            Signals::Performance => vec![(1.0 - record.throughput).max(0.0)],
+            Signals::Diagnostic => {
+                record.counters.iter().zip(&self.idle).map(|(value, idle)| (value / idle - 1.0).max(0.0)).collect()
+            }
+        }
+    }
+
+    /// The part of a signal that no known anomaly accounts for.
+    fn unexplained(&self, record: &Record, signal: usize, known: &[Region]) -> f64 {
+        let value = self.signals(record)[signal];
+        let space = self.session.space();
+        let explained: f64 = known
+            .iter()
+            .zip(&self.known)
+            .map(|(region, mfs)| mfs.signature.get(signal).copied().unwrap_or(0.0) * region.nearness(&record.point, space))
+            .sum();
+        // The account is rough: some of what it leaves over is its own error.
+        value - 1.25 * explained
+    }
+
+    /// One round: from the most promising point along one signal until it yields an anomaly, or nothing more.
+    fn anneal(&mut self) -> Result<(), OutOfTime> {
+        let known = self.known_regions();
+        let Some((start, signal)) = self.start(&known) else {
+            for _ in 0..RANKING_POINTS {
+                let point = self.random_point(&[]);
+                let index = self.session.probe(&point, Purpose::Search)?;
+                if self.is_news(index) {
+                    break;
+                }
+            }
+            return Ok(());
+        };
+        let mut here = start;
+        let mut ideas = Ideas::new(&self.session.records()[here].point, self.session.space());
+        let (mut temperature, cooling, coldest) = TEMPERATURE;
+        while temperature > coldest {
+            let current = self.session.records()[here].clone();
+            let Some(setting) = ideas.next(&current.point, self.session.space(), &mut self.rng) else { break };
+            let point = self.session.space().with(&current.point, setting);
+            if point == current.point || (self.options.learns && known.iter().any(|region| region.contains(&point))) {
+                ideas.useless(setting);
+                continue;
+            }
+            let index = self.session.probe(&point, Purpose::Search)?;
+            temperature *= cooling;
+            let record = &self.session.records()[index];
+            if record.verdict.symptom().is_some() {
+                return Ok(());
+            }
+            if record.counters.is_empty() {
+                continue;
+            }
+            let (a, b) = (1.0 + self.unexplained(&current, signal, &known).max(0.0), 1.0 + self.unexplained(record, signal, &known).max(0.0));
+            let energy = (a - b) / b;
+            let significant = 3.0 * (current.noise + record.noise);
+            ideas.learn(setting, energy, significant);
+            if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
+                here = index;
+                ideas.moved(setting);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_news(&self, index: usize) -> bool {
+        self.session.records()[index].verdict.symptom().is_some()
+    }
+
+    /// The clean record with the greatest unexplained signal, of the operations and signals tried least. Ranks signals by the noise in them.
+    fn start(&mut self, known: &[Region]) -> Option<(usize, usize)> {
+        let mut best: Option<(f64, usize, usize)> = None;
+        for (index, record) in self.session.records().iter().enumerate() {
+            if !record.verdict.is_clean() {
+                continue;
+            }
+            for signal in 0..self.signals(record).len() {
+                let rounds = self.rounds.iter().find(|r| (r.0, r.1) == (record.point.operation, signal)).map_or(0, |r| r.2);
+                let promise = self.unexplained(record, signal, known) / (1.0 + f64::from(rounds)).powi(2);
+                if promise > 3.0 * record.noise && best.is_none_or(|(most, ..)| promise > most) {
+                    best = Some((promise, index, signal));
+                }
+            }
+        }
+        let (_, index, signal) = best?;
+        let operation = self.session.records()[index].point.operation;
+        match self.rounds.iter_mut().find(|r| (r.0, r.1) == (operation, signal)) {
+            Some(round) => round.2 += 1,
+            None => self.rounds.push((operation, signal, 1)),
+        }
+        Some((index, signal))
+    }
+}
+
+/// Settings, alone or in pairs, that were anomalous every time, where others were so rarely that chance does not explain it.
+fn surely_anomalous(records: &[Record], space: &crate::space::Space) -> Vec<Region> {
+    let values: Vec<(Category, Choice)> =
+        Category::ALL.into_iter().flat_map(|category| space.choices(category).into_iter().map(move |choice| (category, choice))).collect();
+    let mut candidates: Vec<Region> = Vec::new();
+    let only = |(category, choice): (Category, Choice)| Condition::Among { category, values: vec![choice] };
+    for (i, &a) in values.iter().enumerate() {
+        candidates.push(Region { conditions: vec![only(a)] });
+        candidates.extend(values[i + 1..].iter().filter(|b| b.0 != a.0).map(|&b| Region { conditions: vec![only(a), only(b)] }));
+    }
+    let mut found: Vec<Region> = Vec::new();
+    loop {
+        let open: Vec<&Record> = records
+            .iter()
+            .filter(|record| record.verdict.confidence() > 0.0 && !found.iter().any(|region| region.contains(&record.point)))
+            .collect();
+        let best = candidates
+            .iter()
+            .filter_map(|region| {
+                let (inside, outside): (Vec<&Record>, Vec<&Record>) = open.iter().partition(|record| region.contains(&record.point));
+                let anomalous = |list: &[&Record]| list.iter().filter(|record| record.verdict.symptom().is_some()).count();
+                if inside.len() < 3 || anomalous(&inside) < inside.len() {
+                    return None;
+                }
+                let rate = (anomalous(&outside) as f64 + 1.0) / (outside.len() as f64 + 2.0);
+                Some((rate.powi(inside.len() as i32), region))
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        match best {
+            Some((chance, region)) if chance * (candidates.len() as f64).sqrt() < CHANCE => found.push(region.clone()),
+            _ => return found,
+        }
+    }
+}
+
+/// The mutations of a round that are still worth trying.
+struct Ideas {
+    untried: Vec<Setting>,
+    /// For each axis: what its two ends did, where both were tried.
+    ends: Vec<(Feature, Vec<f64>)>,
+}
+
+impl Ideas {
+    fn new(_start: &Point, space: &crate::space::Space) -> Self {
+        let mut untried = Vec::new();
+        for feature in Feature::all() {
+            match feature {
+                Feature::Category(category) => {
+                    untried.extend(space.choices(category).into_iter().map(|choice| Setting::Choice(category, choice)));
+                }
+                Feature::Axis(axis) => {
+                    let (low, high) = space.range(axis);
+                    untried.extend([Setting::Axis(axis, low), Setting::Axis(axis, high)]);
+                }
+            }
+        }
+        Ideas { untried, ends: Vec::new() }
+    }
+
+    /// A random untried change; an axis comes before a category twice as often, for most conditions are bounds.
+    fn next(&mut self, here: &Point, _space: &crate::space::Space, rng: &mut Pcg64) -> Option<Setting> {
+        self.untried.shuffle(rng);
+        let applicable = |setting: &Setting| match setting {
+            Setting::Axis(axis, _) => axis.applies(here) && Setting::of(setting.feature(), here) != *setting,
+            Setting::Choice(..) => Setting::of(setting.feature(), here) != *setting,
+        };
+        let place = self.untried.iter().position(|s| matches!(s, Setting::Axis(..)) && applicable(s));
+        let place = if rng.random_bool(0.75) { place } else { None };
+        let place = place.or_else(|| self.untried.iter().position(applicable))?;
+        Some(self.untried.swap_remove(place))
+    }
+
+    fn useless(&mut self, setting: Setting) {
+        self.untried.retain(|other| *other != setting);
+    }
+
+    /// An end that helped or changed nothing leaves its axis done; two ends that hurt leave the middle to try.
+    fn learn(&mut self, setting: Setting, energy: f64, significant: f64) {
+        let Setting::Axis(axis, value) = setting else { return };
+        let feature = setting.feature();
+        if energy < -significant {
+            self.untried.retain(|other| other.feature() != feature);
+            return;
+        }
+        if energy > significant {
+            let entry = match self.ends.iter().position(|(of, _)| *of == feature) {
+                Some(place) => place,
+                None => {
+                    self.ends.push((feature, Vec::new()));
+                    self.ends.len() - 1
+                }
+            };
+            self.ends[entry].1.push(f64::from(value));
+            let tried = &self.ends[entry].1;
+            if tried.len() == 2 {
+                let (low, high) = (tried[0].min(tried[1]).ln(), tried[0].max(tried[1]).ln());
+                let between = |share: f64| Setting::Axis(axis, (low + share * (high - low)).exp().round() as u32);
+                self.untried.extend([between(0.3), between(0.5), between(0.7)]);
+            }
+        }
+    }
+
+    fn moved(&mut self, _setting: Setting) {}
+}
