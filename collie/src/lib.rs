@@ -1,6 +1,8 @@
 //! Finds the RDMA workloads that make an adapter misbehave, and the smallest set of settings that each of them needs, after *Collie: Finding
 //! Performance Anomalies in RDMA Subsystems* (NSDI 2022).
 
+mod baselines;
+mod evaluate;
 mod extract;
 mod mfs;
 mod monitor;
@@ -11,6 +13,7 @@ mod simulated;
 mod space;
 mod subsystem;
 
+pub use evaluate::{Evaluation, Strategy, StrategyResult, evaluate};
 pub use mfs::{Edge, Factor, Mfs};
 pub use monitor::{Monitor, Symptom, Verdict};
 pub use region::{Condition, Region};
