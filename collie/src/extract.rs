@@ -7,20 +7,23 @@
 //! their product or ratio.
 
 use crate::mfs::{Edge, Factor, Mfs};
+use crate::region::Region;
 use crate::search::Search;
 use crate::session::{OutOfTime, Purpose, Record};
-use crate::space::{Axis, Feature, Point, Quantity, Setting};
+use crate::space::{Axis, Choice, Feature, Point, Quantity, Setting};
 
 /// Conditions of one anomaly, at most.
 const FACTORS_MAX: usize = 14;
 /// Random workloads of the conditions that must be anomalous, one after another, before they are believed.
 const CONFIRMATIONS: usize = 4;
+/// Random workloads drawn for that, at most: some show yet other anomalies, and say nothing.
+const DRAWS_MAX: usize = 16;
 /// Steps of bisection when an anomaly is first met.
 const COARSE_STEPS: usize = 2;
 /// A bound is fine enough once it is known to this factor.
 const FINE: f64 = 1.02;
-/// Of an anomaly's strongest counter, the share that a workload must show to be the same anomaly.
-const SAME: f64 = 0.6;
+/// Workloads of one anomaly agree in how bad it is to this factor.
+const SAME: f64 = 0.8;
 
 impl Search<'_, '_> {
     /// Learns what the anomaly of a record needs.
@@ -34,28 +37,78 @@ impl Search<'_, '_> {
             signature: self.signals(record),
             probes: 0,
         };
+        let mut inseparable = Vec::new();
+        let mut believed = false;
         for _ in 0..FACTORS_MAX {
-            let Some(clean) = self.counterexample(&mfs)? else { break };
-            if !self.separate(&mut mfs, clean)? {
+            let Some(clean) = self.counterexample(&mfs, &inseparable)? else {
+                believed = true;
                 break;
+            };
+            if !self.separate(&mut mfs, &clean)? {
+                inseparable.push(clean);
             }
         }
         mfs.probes = self.session.records().len() - first;
-        // Without a condition it would speak of every workload: then the anomaly was a passing disturbance, or everything is anomalous.
-        if !mfs.factors.is_empty() {
+        // What still admits clean workloads is not believed; nor what speaks of every workload: then it was a passing disturbance.
+        if believed && !mfs.factors.is_empty() {
+            let space = self.session.space().clone();
+            let region = mfs.region_at_most(&space);
+            // What was learnt too narrowly before, and lies within this one.
+            let rng = &mut self.rng;
+            self.known.retain(|old| {
+                let narrow = old.region(&space);
+                !(0..20).all(|_| narrow.sample(&space, rng).is_none_or(|point| region.contains(&point)))
+            });
             self.known.push(mfs);
+            self.disentangle();
         }
         Ok(())
+    }
+
+    /// Takes from each anomaly the values of categories that the newest one accounts for.
+    fn disentangle(&mut self) {
+        let space = self.session.space().clone();
+        let Some((newest, others)) = self.known.split_last_mut() else { return };
+        let region = newest.region(&space);
+        for mfs in others {
+            for factor in &mut mfs.factors {
+                if let Factor::Among { category, anomalous, clean } = factor {
+                    let taken = |choice: &Choice| {
+                        *choice != category.of(&mfs.anchor) && region.contains(&space.with(&mfs.anchor, Setting::Choice(*category, *choice)))
+                    };
+                    clean.extend(anomalous.iter().copied().filter(|choice| taken(choice)));
+                    let clean = &*clean;
+                    anomalous.retain(|choice| !clean.contains(choice));
+                }
+            }
+        }
     }
 
     /// Whether a record shows this anomaly, and not another one.
     fn same(&self, mfs: &Mfs, record: &Record) -> bool {
         let Some(symptom) = record.verdict.symptom() else { return false };
-        let counter = mfs.dominant();
-        symptom.resembles(&mfs.symptom) && self.signals(record)[counter] >= SAME * mfs.signature[counter]
+        let alike = |a: f64, b: f64| a.min(b) >= SAME * a.max(b);
+        // Pause and lost throughput, as far as they are symptoms.
+        let as_bad = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => alike(a, b),
+            _ => true,
+        };
+        let lost = |throughput: Option<f64>| throughput.map(|share| 1.0 - share);
+        symptom.resembles(&mfs.symptom)
+            && as_bad(symptom.pause, mfs.symptom.pause)
+            && as_bad(lost(symptom.throughput), lost(mfs.symptom.throughput))
     }
 
+    /// Whether another anomaly that is known accounts for what a workload shows.
+    fn elsewhere(&self, point: &Point) -> bool {
+        self.known_regions().iter().any(|region| region.contains(point))
+    }
+
+    /// Whether a workload shows this anomaly; None if it cannot be measured. Where another known one would show, this one cannot be seen.
     fn try_point(&mut self, mfs: &Mfs, point: &Point) -> Result<Option<bool>, OutOfTime> {
+        if self.elsewhere(point) {
+            return Ok(None);
+        }
         for _ in 0..2 {
             let index = self.session.probe(point, Purpose::Extract)?;
             let record = &self.session.records()[index];
@@ -71,16 +124,21 @@ impl Search<'_, '_> {
     }
 
     /// A workload that meets the conditions so far and is clean: the one measured that differs least, or a random one. None once they are believed.
-    fn counterexample(&mut self, mfs: &Mfs) -> Result<Option<Point>, OutOfTime> {
+    fn counterexample(&mut self, mfs: &Mfs, inseparable: &[Point]) -> Result<Option<Point>, OutOfTime> {
         let region = mfs.region(self.session.space());
         let differences = |point: &Point| Feature::all().filter(|feature| !feature.agrees(point, &mfs.anchor)).count();
-        let nearest = self.session.clean_in(&region).min_by_key(|record| differences(&record.point));
+        let clean = self.session.clean_in(&region).filter(|record| !inseparable.contains(&record.point));
+        let nearest = clean.min_by_key(|record| differences(&record.point));
         if let Some(record) = nearest {
             return Ok(Some(record.point.clone()));
         }
-        let seen = self.session.records().iter().filter(|r| region.contains(&r.point) && self.same(mfs, r)).count();
-        for _ in seen.saturating_sub(1).min(CONFIRMATIONS)..CONFIRMATIONS {
-            let Some(point) = region.sample(self.session.space(), &mut self.rng) else { break };
+        let drawn = |record: &&Record| record.purpose == Purpose::Search && region.contains(&record.point) && self.same(mfs, record);
+        let mut confirmed = self.session.records().iter().filter(drawn).count().saturating_sub(1);
+        for _ in 0..DRAWS_MAX {
+            if confirmed >= CONFIRMATIONS {
+                break;
+            }
+            let Some(point) = self.draw(&region) else { break };
             let index = self.session.probe(&point, Purpose::Extract)?;
             let record = &self.session.records()[index];
             if record.verdict.is_clean() {
@@ -88,14 +146,23 @@ impl Search<'_, '_> {
             }
             if self.same(mfs, record) {
                 self.settled.insert(index);
+                confirmed += 1;
             }
         }
         Ok(None)
     }
 
+    /// A random workload of a region where nothing else that is known shows.
+    fn draw(&mut self, region: &Region) -> Option<Point> {
+        (0..50).find_map(|_| {
+            let point = region.sample(self.session.space(), &mut self.rng)?;
+            (!self.elsewhere(&point)).then_some(point)
+        })
+    }
+
     /// Finds one setting that separates the anchor from a clean workload, and notes the condition. False if none was found.
-    fn separate(&mut self, mfs: &mut Mfs, clean: Point) -> Result<bool, OutOfTime> {
-        let (mut sick, mut well) = (mfs.anchor.clone(), clean);
+    fn separate(&mut self, mfs: &mut Mfs, clean: &Point) -> Result<bool, OutOfTime> {
+        let (mut sick, mut well) = (mfs.anchor.clone(), clean.clone());
         for _ in 0..24 {
             let differing: Vec<Feature> = Feature::all().filter(|feature| !feature.agrees(&sick, &well)).collect();
             if differing.len() <= 1 {
@@ -131,9 +198,9 @@ impl Search<'_, '_> {
                 for choice in self.session.space().choices(category) {
                     if choice != category.of(&sick) && choice != category.of(&well) {
                         let point = self.session.space().with(&sick, Setting::Choice(category, choice));
-                        if let Some(keeps) = self.try_point(mfs, &point)? {
-                            mfs.set_choice(category, choice, keeps);
-                        }
+                        // A value under which only another anomaly can be seen is left to that one.
+                        let keeps = self.try_point(mfs, &point)?.unwrap_or(false);
+                        mfs.set_choice(category, choice, keeps);
                     }
                 }
                 Ok(true)
@@ -141,7 +208,6 @@ impl Search<'_, '_> {
             Feature::Axis(axis) => {
                 let (inside, outside) = (f64::from(axis.of(&sick)), f64::from(axis.of(&well)));
                 let below = outside < inside;
-                let known = mfs.edge_mut(axis, below).map(|edge| *edge);
                 mfs.set_edge(Quantity::Axis(axis), Edge { inside, outside });
                 for _ in 0..COARSE_STEPS {
                     if !self.bisect(mfs, Quantity::Axis(axis), below, f64::ln(1.5))? {
@@ -149,7 +215,7 @@ impl Search<'_, '_> {
                     }
                 }
                 // A bound that moved when other settings did is not one on this axis alone.
-                self.couple(mfs, axis, below, known.is_some())?;
+                self.couple(mfs, axis, below)?;
                 Ok(true)
             }
         }
@@ -205,7 +271,7 @@ impl Search<'_, '_> {
     }
 
     /// Tries whether another bounded axis can make up for this one beyond its bound; if so the two bounds are one on their product or ratio.
-    fn couple(&mut self, mfs: &mut Mfs, axis: Axis, below: bool, contradicted: bool) -> Result<(), OutOfTime> {
+    fn couple(&mut self, mfs: &mut Mfs, axis: Axis, below: bool) -> Result<(), OutOfTime> {
         let partners: Vec<(Axis, bool)> = mfs
             .factors
             .iter()
@@ -216,7 +282,6 @@ impl Search<'_, '_> {
                 _ => Vec::new(),
             })
             .collect();
-        let _ = contradicted;
         for (other, other_below) in partners {
             let Some(edge) = mfs.edge_mut(axis, below).map(|edge| *edge) else { return Ok(()) };
             let quantity = if below == other_below {
@@ -286,32 +351,37 @@ impl Search<'_, '_> {
         }
         all.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (_, place, quantity, below) in all {
-            let mut mfs = self.known[place].clone();
-            let before = self.session.records().len();
-            let halved = self.bisect(&mut mfs, quantity, below, FINE.ln())?;
-            mfs.probes += self.session.records().len() - before;
-            self.known[place] = mfs;
-            if halved {
+            if self.rework(place, |search, mfs| search.bisect(mfs, quantity, below, FINE.ln()))? {
                 return Ok(true);
             }
         }
-        self.check_one()
+        let Some(place) = (0..self.known.len()).min_by_key(|&i| self.known[i].probes) else { return Ok(false) };
+        self.rework(place, Self::check)
     }
 
-    /// Draws a random workload of a known anomaly's conditions; a clean one is a condition that was missed.
-    fn check_one(&mut self) -> Result<bool, OutOfTime> {
-        let Some(place) = (0..self.known.len()).min_by_key(|&i| self.known[i].probes) else { return Ok(false) };
-        let mut mfs = self.known[place].clone();
+    /// Works on a known anomaly, out of the way of the others. True if that took probes.
+    fn rework<T>(
+        &mut self,
+        place: usize,
+        work: impl FnOnce(&mut Self, &mut Mfs) -> Result<T, OutOfTime>,
+    ) -> Result<bool, OutOfTime> {
+        let mut mfs = self.known.remove(place);
         let before = self.session.records().len();
+        let result = work(self, &mut mfs);
+        let probes = self.session.records().len() - before;
+        mfs.probes += probes;
+        self.known.insert(place, mfs);
+        result.map(|_| probes > 0)
+    }
+
+    /// Draws a random workload of a known anomaly's conditions; a clean one shows a condition that was missed.
+    fn check(&mut self, mfs: &mut Mfs) -> Result<(), OutOfTime> {
         let region = mfs.region(self.session.space());
-        if let Some(point) = region.sample(self.session.space(), &mut self.rng)
-            && self.try_point(&mfs, &point)? == Some(false)
-            && self.session.records().last().is_some_and(|record| record.verdict.is_clean())
-        {
-            self.separate(&mut mfs, point)?;
+        let Some(point) = self.draw(&region) else { return Ok(()) };
+        let index = self.session.probe(&point, Purpose::Extract)?;
+        if self.session.records()[index].verdict.is_clean() {
+            self.separate(mfs, &point)?;
         }
-        mfs.probes += (self.session.records().len() - before).max(1);
-        self.known[place] = mfs;
-        Ok(true)
+        Ok(())
     }
 }

@@ -10,7 +10,7 @@
 //!   for the rest of the round.
 //! * A minimal feature set is learnt roughly when it is met and finely once nothing new has been met for a while.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_pcg::Pcg64;
@@ -18,7 +18,7 @@ use rand_pcg::Pcg64;
 use crate::mfs::Mfs;
 use crate::region::{Condition, Region};
 use crate::session::{OutOfTime, Purpose, Record, Session};
-use crate::space::{Category, Choice, Feature, Operation, Point, Setting};
+use crate::space::{Axis, Category, Choice, Operation, Point, Setting, Space};
 
 /// Random points by which signals are first ranked, as in the paper.
 const RANKING_POINTS: usize = 10;
@@ -220,14 +220,13 @@ impl<'s, 'a> Search<'s, 'a> {
             return Ok(());
         };
         let mut here = start;
-        let mut ideas = Ideas::new(&self.session.records()[here].point, self.session.space());
+        let mut ideas = Ideas::new(self.session.space());
         let (mut temperature, cooling, coldest) = TEMPERATURE;
         while temperature > coldest {
             let current = self.session.records()[here].clone();
-            let Some(setting) = ideas.next(&current.point, self.session.space(), &mut self.rng) else { break };
+            let Some(setting) = ideas.next(&current.point, &mut self.rng) else { break };
             let point = self.session.space().with(&current.point, setting);
             if point == current.point || (self.options.learns && known.iter().any(|region| region.contains(&point))) {
-                ideas.useless(setting);
                 continue;
             }
             let index = self.session.probe(&point, Purpose::Search)?;
@@ -245,7 +244,6 @@ impl<'s, 'a> Search<'s, 'a> {
             ideas.learn(setting, energy, significant);
             if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
                 here = index;
-                ideas.moved(setting);
             }
         }
         Ok(())
@@ -281,7 +279,7 @@ impl<'s, 'a> Search<'s, 'a> {
 }
 
 /// Settings, alone or in pairs, that were anomalous every time, where others were so rarely that chance does not explain it.
-fn surely_anomalous(records: &[Record], space: &crate::space::Space) -> Vec<Region> {
+fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
     let values: Vec<(Category, Choice)> =
         Category::ALL.into_iter().flat_map(|category| space.choices(category).into_iter().map(move |choice| (category, choice))).collect();
     let mut candidates: Vec<Region> = Vec::new();
@@ -318,69 +316,67 @@ fn surely_anomalous(records: &[Record], space: &crate::space::Space) -> Vec<Regi
 /// The mutations of a round that are still worth trying.
 struct Ideas {
     untried: Vec<Setting>,
-    /// For each axis: what its two ends did, where both were tried.
-    ends: Vec<(Feature, Vec<f64>)>,
+    /// For each axis: its range, how many of its ends hurt, and the step of its next middle values as a share of the range.
+    axes: BTreeMap<Axis, Line>,
+}
+
+struct Line {
+    range: (f64, f64),
+    hurting_ends: u32,
+    step: f64,
 }
 
 impl Ideas {
-    fn new(_start: &Point, space: &crate::space::Space) -> Self {
-        let mut untried = Vec::new();
-        for feature in Feature::all() {
-            match feature {
-                Feature::Category(category) => {
-                    untried.extend(space.choices(category).into_iter().map(|choice| Setting::Choice(category, choice)));
-                }
-                Feature::Axis(axis) => {
-                    let (low, high) = space.range(axis);
-                    untried.extend([Setting::Axis(axis, low), Setting::Axis(axis, high)]);
-                }
-            }
-        }
-        Ideas { untried, ends: Vec::new() }
+    fn new(space: &Space) -> Self {
+        let names = Category::ALL
+            .into_iter()
+            .flat_map(|category| space.choices(category).into_iter().map(move |choice| Setting::Choice(category, choice)));
+        let ends = Axis::ALL.into_iter().flat_map(|axis| {
+            let (low, high) = space.range(axis);
+            [Setting::Axis(axis, low), Setting::Axis(axis, high)]
+        });
+        let line = |axis| {
+            let (low, high) = space.range(axis);
+            Line { range: (f64::from(low), f64::from(high)), hurting_ends: 0, step: 0.1 }
+        };
+        Ideas { untried: names.chain(ends).collect(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
     }
 
-    /// A random untried change; an axis comes before a category twice as often, for most conditions are bounds.
-    fn next(&mut self, here: &Point, _space: &crate::space::Space, rng: &mut Pcg64) -> Option<Setting> {
+    /// A random change that was not tried: of a number three times out of four, for most conditions are bounds.
+    fn next(&mut self, here: &Point, rng: &mut Pcg64) -> Option<Setting> {
         self.untried.shuffle(rng);
-        let applicable = |setting: &Setting| match setting {
-            Setting::Axis(axis, _) => axis.applies(here) && Setting::of(setting.feature(), here) != *setting,
-            Setting::Choice(..) => Setting::of(setting.feature(), here) != *setting,
+        let applicable = |setting: &Setting| {
+            let applies = !matches!(setting, Setting::Axis(axis, _) if !axis.applies(here));
+            applies && Setting::of(setting.feature(), here) != *setting
         };
-        let place = self.untried.iter().position(|s| matches!(s, Setting::Axis(..)) && applicable(s));
-        let place = if rng.random_bool(0.75) { place } else { None };
-        let place = place.or_else(|| self.untried.iter().position(applicable))?;
+        let numbers_first = rng.random_bool(0.75);
+        let preferred = |setting: &Setting| matches!(setting, Setting::Axis(..)) == numbers_first && applicable(setting);
+        let place = self.untried.iter().position(preferred).or_else(|| self.untried.iter().position(applicable))?;
         Some(self.untried.swap_remove(place))
     }
 
-    fn useless(&mut self, setting: Setting) {
-        self.untried.retain(|other| *other != setting);
-    }
-
-    /// An end that helped or changed nothing leaves its axis done; two ends that hurt leave the middle to try.
+    /// What a change did to the energy: an end that helped leaves its axis done, for beyond it there is nothing; two ends that hurt leave the middle to
+    /// try, and a middle value that helped its neighbourhood.
     fn learn(&mut self, setting: Setting, energy: f64, significant: f64) {
         let Setting::Axis(axis, value) = setting else { return };
-        let feature = setting.feature();
+        let value = f64::from(value);
+        let line = self.axes.get_mut(&axis).expect("every axis has a line");
+        let (low, high) = line.range;
+        let at_end = value == low || value == high;
+        let mut middle: Vec<f64> = Vec::new();
         if energy < -significant {
-            self.untried.retain(|other| other.feature() != feature);
-            return;
-        }
-        if energy > significant {
-            let entry = match self.ends.iter().position(|(of, _)| *of == feature) {
-                Some(place) => place,
-                None => {
-                    self.ends.push((feature, Vec::new()));
-                    self.ends.len() - 1
-                }
-            };
-            self.ends[entry].1.push(f64::from(value));
-            let tried = &self.ends[entry].1;
-            if tried.len() == 2 {
-                let (low, high) = (tried[0].min(tried[1]).ln(), tried[0].max(tried[1]).ln());
-                let between = |share: f64| Setting::Axis(axis, (low + share * (high - low)).exp().round() as u32);
-                self.untried.extend([between(0.3), between(0.5), between(0.7)]);
+            self.untried.retain(|other| other.feature() != setting.feature());
+            if !at_end {
+                middle.extend([value * (high / low).powf(line.step), value / (high / low).powf(line.step)]);
+                line.step /= 2.0;
+            }
+        } else if energy > significant && at_end {
+            line.hurting_ends += 1;
+            if line.hurting_ends == 2 {
+                middle.extend([0.2, 0.35, 0.5, 0.65, 0.8].map(|share| low * (high / low).powf(share)));
             }
         }
+        let inside = |value: &f64| *value > low && *value < high;
+        self.untried.extend(middle.into_iter().filter(inside).map(|value| Setting::Axis(axis, value.round() as u32)));
     }
-
-    fn moved(&mut self, _setting: Setting) {}
 }
