@@ -220,6 +220,8 @@ impl<'s, 'a> Search<'s, 'a> {
             return Ok(());
         };
         let mut here = start;
+        let mut n = 0;
+        if std::env::var_os("VET_ROUNDS").is_some() { let r=&self.session.records()[start]; eprintln!("{:.0} min start {:?} mtu {} dir {:?} sig {signal} promise {:.2}", self.session.elapsed_s()/60., r.point.operation, r.point.mtu, r.point.direction, self.unexplained(r, signal, &known)); }
         let mut ideas = Ideas::new(self.session.space());
         let (mut temperature, cooling, coldest) = TEMPERATURE;
         while temperature > coldest {
@@ -231,6 +233,8 @@ impl<'s, 'a> Search<'s, 'a> {
             }
             let index = self.session.probe(&point, Purpose::Search)?;
             temperature *= cooling;
+            n += 1;
+            if std::env::var_os("VET_ROUNDS").is_some() { let r=&self.session.records()[index]; eprintln!("    {n} {setting:?} -> {:.2} {}", if r.counters.is_empty() {0.} else {self.unexplained(r, signal, &known)}, r.verdict.symptom().is_some()); }
             let record = &self.session.records()[index];
             if record.verdict.symptom().is_some() {
                 return Ok(());
@@ -241,7 +245,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let (a, b) = (1.0 + self.unexplained(&current, signal, &known).max(0.0), 1.0 + self.unexplained(record, signal, &known).max(0.0));
             let energy = (a - b) / b;
             let significant = 3.0 * (current.noise + record.noise);
-            ideas.learn(setting, energy, significant);
+            ideas.learn(setting, &current.point, energy, significant);
             if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
                 here = index;
             }
@@ -316,14 +320,14 @@ fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
 /// The mutations of a round that are still worth trying.
 struct Ideas {
     untried: Vec<Setting>,
-    /// For each axis: its range, how many of its ends hurt, and the step of its next middle values as a share of the range.
+    /// For each axis: its range, the values tried, and those of them that hurt.
     axes: BTreeMap<Axis, Line>,
 }
 
 struct Line {
     range: (f64, f64),
-    hurting_ends: u32,
-    step: f64,
+    tried: Vec<f64>,
+    hurting: Vec<f64>,
 }
 
 impl Ideas {
@@ -337,7 +341,7 @@ impl Ideas {
         });
         let line = |axis| {
             let (low, high) = space.range(axis);
-            Line { range: (f64::from(low), f64::from(high)), hurting_ends: 0, step: 0.1 }
+            Line { range: (f64::from(low), f64::from(high)), tried: Vec::new(), hurting: Vec::new() }
         };
         Ideas { untried: names.chain(ends).collect(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
     }
@@ -355,28 +359,32 @@ impl Ideas {
         Some(self.untried.swap_remove(place))
     }
 
-    /// What a change did to the energy: an end that helped leaves its axis done, for beyond it there is nothing; two ends that hurt leave the middle to
-    /// try, and a middle value that helped its neighbourhood.
-    fn learn(&mut self, setting: Setting, energy: f64, significant: f64) {
+    /// What a change did to the energy. An end that helped leaves its axis done, for beyond it there is nothing. Where values on both sides of the
+    /// present one hurt, the middle between them is tried, and the middles towards each: a plateau between two bounds is found so, though nothing on it
+    /// tells its middle from its rim.
+    fn learn(&mut self, setting: Setting, here: &Point, energy: f64, significant: f64) {
         let Setting::Axis(axis, value) = setting else { return };
         let value = f64::from(value);
         let line = self.axes.get_mut(&axis).expect("every axis has a line");
-        let (low, high) = line.range;
-        let at_end = value == low || value == high;
-        let mut middle: Vec<f64> = Vec::new();
-        if energy < -significant {
+        line.tried.push(value);
+        let helped = energy < -significant;
+        if helped {
             self.untried.retain(|other| other.feature() != setting.feature());
-            if !at_end {
-                middle.extend([value * (high / low).powf(line.step), value / (high / low).powf(line.step)]);
-                line.step /= 2.0;
-            }
-        } else if energy > significant && at_end {
-            line.hurting_ends += 1;
-            if line.hurting_ends == 2 {
-                middle.extend([0.2, 0.35, 0.5, 0.65, 0.8].map(|share| low * (high / low).powf(share)));
+        } else if energy > significant {
+            line.hurting.push(value);
+        }
+        let at = if helped { value } else { f64::from(axis.of(here)) };
+        let below = line.hurting.iter().copied().filter(|v| *v < at).fold(0.0, f64::max);
+        let above = line.hurting.iter().copied().filter(|v| *v > at).fold(f64::INFINITY, f64::min);
+        if below == 0.0 || above.is_infinite() {
+            return;
+        }
+        for middle in [below * above, below * at, at * above].map(|product| product.sqrt().round()) {
+            let news = (line.range.0..=line.range.1).contains(&middle) && line.tried.iter().all(|v| (v / middle).ln().abs() > 0.2);
+            let idea = Setting::Axis(axis, middle as u32);
+            if news && !self.untried.contains(&idea) {
+                self.untried.push(idea);
             }
         }
-        let inside = |value: &f64| *value > low && *value < high;
-        self.untried.extend(middle.into_iter().filter(inside).map(|value| Setting::Axis(axis, value.round() as u32)));
     }
 }
