@@ -208,14 +208,18 @@ impl Search<'_, '_> {
             Feature::Axis(axis) => {
                 let (inside, outside) = (f64::from(axis.of(&sick)), f64::from(axis.of(&well)));
                 let below = outside < inside;
+                // Clean where it was anomalous before, when other settings were different: the bound is not one on this axis alone.
+                let was_inside = mfs.edge_mut(axis, below).map(|edge| edge.inside);
+                let contradicted = was_inside.is_some_and(|was| if below { outside >= was } else { outside <= was });
                 mfs.set_edge(Quantity::Axis(axis), Edge { inside, outside });
                 for _ in 0..COARSE_STEPS {
                     if !self.bisect(mfs, Quantity::Axis(axis), below, f64::ln(1.5))? {
                         break;
                     }
                 }
-                // A bound that moved when other settings did is not one on this axis alone.
-                self.couple(mfs, axis, below)?;
+                if contradicted {
+                    self.couple(mfs, axis, below)?;
+                }
                 Ok(true)
             }
         }

@@ -12,20 +12,20 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use rand::{RngExt, SeedableRng, seq::SliceRandom};
+use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
 use crate::mfs::Mfs;
 use crate::region::{Condition, Region};
 use crate::session::{OutOfTime, Purpose, Record, Session};
-use crate::space::{Axis, Category, Choice, Operation, Point, Setting, Space};
+use crate::space::{Axis, Category, Choice, Feature, Operation, Point, Setting, Space};
 
 /// Random points by which signals are first ranked, as in the paper.
 const RANKING_POINTS: usize = 10;
 /// Random points without an anomaly of a new look, after which guidance pays.
-const PATIENCE: usize = 24;
+const PATIENCE: usize = 32;
 /// Probes of searching without a new anomaly, after which half of the time goes to what is known.
-const STAGNATION: usize = 60;
+const STAGNATION: usize = 90;
 /// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
 const CHANCE: f64 = 0.01;
 /// Annealing: the first temperature (of relative energy, so 0.1 is a tenth of the signal), the factor per mutation, and the last.
@@ -67,6 +67,8 @@ pub struct Search<'s, 'a> {
     pub(crate) settled: HashSet<usize>,
     /// How often a round started from an operation and a signal.
     rounds: Vec<(Operation, usize, u32)>,
+    /// For each dimension: how many changes of it mattered to what was driven, and how many were tried.
+    relevance: BTreeMap<Feature, (u32, u32)>,
     /// Search probes when the last anomaly became known.
     last_news: usize,
 }
@@ -82,6 +84,7 @@ impl<'s, 'a> Search<'s, 'a> {
             idle: Vec::new(),
             settled: HashSet::new(),
             rounds: Vec::new(),
+            relevance: BTreeMap::new(),
             last_news: 0,
         }
     }
@@ -220,21 +223,17 @@ impl<'s, 'a> Search<'s, 'a> {
             return Ok(());
         };
         let mut here = start;
-        let mut n = 0;
-        if std::env::var_os("VET_ROUNDS").is_some() { let r=&self.session.records()[start]; eprintln!("{:.0} min start {:?} mtu {} dir {:?} sig {signal} promise {:.2}", self.session.elapsed_s()/60., r.point.operation, r.point.mtu, r.point.direction, self.unexplained(r, signal, &known)); }
         let mut ideas = Ideas::new(self.session.space());
         let (mut temperature, cooling, coldest) = TEMPERATURE;
         while temperature > coldest {
             let current = self.session.records()[here].clone();
-            let Some(setting) = ideas.next(&current.point, &mut self.rng) else { break };
+            let Some(setting) = ideas.next(&current.point, &self.relevance, &mut self.rng) else { break };
             let point = self.session.space().with(&current.point, setting);
             if point == current.point || (self.options.learns && known.iter().any(|region| region.contains(&point))) {
                 continue;
             }
             let index = self.session.probe(&point, Purpose::Search)?;
             temperature *= cooling;
-            n += 1;
-            if std::env::var_os("VET_ROUNDS").is_some() { let r=&self.session.records()[index]; eprintln!("    {n} {setting:?} -> {:.2} {}", if r.counters.is_empty() {0.} else {self.unexplained(r, signal, &known)}, r.verdict.symptom().is_some()); }
             let record = &self.session.records()[index];
             if record.verdict.symptom().is_some() {
                 return Ok(());
@@ -245,6 +244,8 @@ impl<'s, 'a> Search<'s, 'a> {
             let (a, b) = (1.0 + self.unexplained(&current, signal, &known).max(0.0), 1.0 + self.unexplained(record, signal, &known).max(0.0));
             let energy = (a - b) / b;
             let significant = 3.0 * (current.noise + record.noise);
+            let relevance = self.relevance.entry(setting.feature()).or_default();
+            *relevance = (relevance.0 + u32::from(energy.abs() > significant), relevance.1 + 1);
             ideas.learn(setting, &current.point, energy, significant);
             if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
                 here = index;
@@ -346,16 +347,24 @@ impl Ideas {
         Ideas { untried: names.chain(ends).collect(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
     }
 
-    /// A random change that was not tried: of a number three times out of four, for most conditions are bounds.
-    fn next(&mut self, here: &Point, rng: &mut Pcg64) -> Option<Setting> {
-        self.untried.shuffle(rng);
-        let applicable = |setting: &Setting| {
+    /// A random change that was not tried, the likelier the oftener changes of its dimension mattered in this search.
+    fn next(&mut self, here: &Point, relevance: &BTreeMap<Feature, (u32, u32)>, rng: &mut Pcg64) -> Option<Setting> {
+        let weight = |setting: &Setting| {
             let applies = !matches!(setting, Setting::Axis(axis, _) if !axis.applies(here));
-            applies && Setting::of(setting.feature(), here) != *setting
+            if !applies || Setting::of(setting.feature(), here) == *setting {
+                return 0.0;
+            }
+            let (mattered, tried) = relevance.get(&setting.feature()).copied().unwrap_or_default();
+            let rate = (f64::from(mattered) + 1.0) / (f64::from(tried) + 2.0);
+            // Most conditions are bounds, and a number has many values where a name has few.
+            if matches!(setting, Setting::Axis(..)) { 2.0 * rate } else { rate }
         };
-        let numbers_first = rng.random_bool(0.75);
-        let preferred = |setting: &Setting| matches!(setting, Setting::Axis(..)) == numbers_first && applicable(setting);
-        let place = self.untried.iter().position(preferred).or_else(|| self.untried.iter().position(applicable))?;
+        let weights: Vec<f64> = self.untried.iter().map(weight).collect();
+        let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
+        let place = weights.iter().position(|weight| {
+            left -= weight;
+            *weight > 0.0 && left <= 0.0
+        })?;
         Some(self.untried.swap_remove(place))
     }
 
