@@ -37,6 +37,13 @@ impl Search<'_, '_> {
             signature: self.signals(record),
             probes: 0,
         };
+        // At few queue pairs and regions, if it shows there, all that follows takes less time.
+        for axis in [Axis::Regions, Axis::Qps] {
+            let cheap = self.session.space().with(&mfs.anchor, Setting::Axis(axis, self.session.space().range(axis).0));
+            if axis.of(&mfs.anchor) > 64 && self.try_point(&mfs, &cheap)? == Some(true) {
+                mfs.anchor = cheap;
+            }
+        }
         let mut inseparable = Vec::new();
         let mut believed = false;
         for _ in 0..FACTORS_MAX {

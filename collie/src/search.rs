@@ -65,6 +65,8 @@ pub struct Search<'s, 'a> {
     idle: Vec<f64>,
     /// Anomalous records that no further learning is due to.
     pub(crate) settled: HashSet<usize>,
+    /// Records that rounds started from.
+    starts: HashSet<usize>,
     /// How often a round started from an operation and a signal.
     rounds: Vec<(Operation, usize, u32)>,
     /// For each dimension: how many changes of it mattered to what was driven, and how many were tried.
@@ -83,6 +85,7 @@ impl<'s, 'a> Search<'s, 'a> {
             options,
             idle: Vec::new(),
             settled: HashSet::new(),
+            starts: HashSet::new(),
             rounds: Vec::new(),
             relevance: BTreeMap::new(),
             last_news: 0,
@@ -229,7 +232,11 @@ impl<'s, 'a> Search<'s, 'a> {
             let current = self.session.records()[here].clone();
             let Some(setting) = ideas.next(&current.point, &self.relevance, &mut self.rng) else { break };
             let point = self.session.space().with(&current.point, setting);
-            if point == current.point || (self.options.learns && known.iter().any(|region| region.contains(&point))) {
+            if point == current.point {
+                continue;
+            }
+            if self.options.learns && known.iter().any(|region| region.contains(&point)) {
+                ideas.postponed.push(setting);
                 continue;
             }
             let index = self.session.probe(&point, Purpose::Search)?;
@@ -249,6 +256,8 @@ impl<'s, 'a> Search<'s, 'a> {
             ideas.learn(setting, &current.point, energy, significant);
             if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
                 here = index;
+                // What led into known anomalies from where the round was may lead elsewhere from here.
+                ideas.untried.append(&mut ideas.postponed);
             }
         }
         Ok(())
@@ -262,7 +271,7 @@ impl<'s, 'a> Search<'s, 'a> {
     fn start(&mut self, known: &[Region]) -> Option<(usize, usize)> {
         let mut best: Option<(f64, usize, usize)> = None;
         for (index, record) in self.session.records().iter().enumerate() {
-            if !record.verdict.is_clean() {
+            if !record.verdict.is_clean() || self.starts.contains(&index) {
                 continue;
             }
             for signal in 0..self.signals(record).len() {
@@ -274,6 +283,7 @@ impl<'s, 'a> Search<'s, 'a> {
             }
         }
         let (_, index, signal) = best?;
+        self.starts.insert(index);
         let operation = self.session.records()[index].point.operation;
         match self.rounds.iter_mut().find(|r| (r.0, r.1) == (operation, signal)) {
             Some(round) => round.2 += 1,
@@ -321,6 +331,8 @@ fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
 /// The mutations of a round that are still worth trying.
 struct Ideas {
     untried: Vec<Setting>,
+    /// Those that led into what is known already.
+    postponed: Vec<Setting>,
     /// For each axis: its range, the values tried, and those of them that hurt.
     axes: BTreeMap<Axis, Line>,
 }
@@ -344,7 +356,7 @@ impl Ideas {
             let (low, high) = space.range(axis);
             Line { range: (f64::from(low), f64::from(high)), tried: Vec::new(), hurting: Vec::new() }
         };
-        Ideas { untried: names.chain(ends).collect(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
+        Ideas { untried: names.chain(ends).collect(), postponed: Vec::new(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
     }
 
     /// A random change that was not tried, the likelier the oftener changes of its dimension mattered in this search.
@@ -359,6 +371,11 @@ impl Ideas {
             // Most conditions are bounds, and a number has many values where a name has few.
             if matches!(setting, Setting::Axis(..)) { 2.0 * rate } else { rate }
         };
+        // Few queue pairs and regions first: if they do, all that follows takes less time.
+        let cheap = |setting: &Setting| matches!(setting, Setting::Axis(axis @ (Axis::Qps | Axis::Regions), v) if *v < axis.of(here) / 8);
+        if let Some(place) = self.untried.iter().position(|setting| cheap(setting) && weight(setting) > 0.0) {
+            return Some(self.untried.swap_remove(place));
+        }
         let weights: Vec<f64> = self.untried.iter().map(weight).collect();
         let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
         let place = weights.iter().position(|weight| {
