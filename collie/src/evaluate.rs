@@ -185,6 +185,11 @@ fn run(model: &Model, strategy: Strategy, seed: u64, hours: f64) -> Run {
     let mut rng = Pcg64::seed_from_u64(seed);
     let mut scores = Vec::new();
     for (cause, mechanism) in model.mechanisms.iter().enumerate() {
+        if found_s[cause].is_none() && !learnt.is_empty() && std::env::var_os("VET_MISS").is_some() {
+            let truth: Vec<_> = (0..COMPARED).filter_map(|_| mechanism.region.sample(&model.space, &mut rng)).filter(|p| model.cause(p)==Some(cause)).collect();
+            eprintln!("seed {seed} missed {}", mechanism.name);
+            for mfs in &learnt { let r = mfs.region(&model.space); let c = truth.iter().filter(|p| r.contains(p)).count(); if c>0 { eprintln!("   {:.2} hidden by {} of {:?} | {r}", c as f64/truth.len() as f64, mfs.probes, model.cause(&mfs.anchor).map(|c| &model.mechanisms[c].name)); } }
+        }
         if found_s[cause].is_none() || learnt.is_empty() {
             continue;
         }

@@ -15,7 +15,7 @@ use crate::space::{Axis, Choice, Feature, Point, Quantity, Setting};
 /// Conditions of one anomaly, at most.
 const FACTORS_MAX: usize = 14;
 /// Random workloads of the conditions that must be anomalous, one after another, before they are believed.
-const CONFIRMATIONS: usize = 4;
+const CONFIRMATIONS: usize = 3;
 /// Random workloads drawn for that, at most: some show yet other anomalies, and say nothing.
 const DRAWS_MAX: usize = 16;
 /// Steps of bisection when an anomaly is first met.
@@ -141,11 +141,20 @@ impl Search<'_, '_> {
         }
         let drawn = |record: &&Record| record.purpose == Purpose::Search && region.contains(&record.point) && self.same(mfs, record);
         let mut confirmed = self.session.records().iter().filter(drawn).count().saturating_sub(1);
+        // Numbers left open are tried at their ends first: what a bound was missed for shows there soonest.
+        let mut corners = vec![true, false];
         for _ in 0..DRAWS_MAX {
-            if confirmed >= CONFIRMATIONS {
+            if confirmed >= CONFIRMATIONS && corners.is_empty() {
                 break;
             }
-            let Some(point) = self.draw(&region) else { break };
+            let Some(mut point) = self.draw(&region) else { break };
+            if let Some(&high) = corners.last() {
+                let corner = self.corner(&region, &point, high);
+                if self.elsewhere(&corner) {
+                    continue;
+                }
+                point = corner;
+            }
             let index = self.session.probe(&point, Purpose::Extract)?;
             let record = &self.session.records()[index];
             if record.verdict.is_clean() {
@@ -153,10 +162,25 @@ impl Search<'_, '_> {
             }
             if self.same(mfs, record) {
                 self.settled.insert(index);
-                confirmed += 1;
+                confirmed += usize::from(corners.pop().is_none());
             }
         }
         Ok(None)
+    }
+
+    /// The point with every number that the conditions leave open at one end of its range.
+    fn corner(&self, region: &Region, point: &Point, high: bool) -> Point {
+        let space = self.session.space();
+        let bounded = |axis: Axis| region.conditions.iter().any(|condition| condition.features().contains(&Feature::Axis(axis)));
+        let is_size = |axis: Axis| matches!(axis, Axis::SmallestBytes | Axis::LargestBytes | Axis::Messages);
+        // Sizes depend on each other: they move only where none is bounded.
+        let sizes_open = !Axis::ALL.into_iter().any(|axis| is_size(axis) && bounded(axis));
+        let open = Axis::ALL.into_iter().filter(|&axis| !bounded(axis) && (sizes_open || !is_size(axis)));
+        let moved = open.fold(point.clone(), |point, axis| {
+            let (low, end) = space.range_at(axis, &point);
+            space.with(&point, Setting::Axis(axis, if high { end } else { low }))
+        });
+        if region.contains(&moved) { moved } else { point.clone() }
     }
 
     /// A random workload of a region where nothing else that is known shows.
