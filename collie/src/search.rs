@@ -28,6 +28,9 @@ const PATIENCE: usize = 32;
 const STAGNATION: usize = 90;
 /// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
 const CHANCE: f64 = 0.01;
+/// Random points after a round in vain, and how many are drawn to choose each from.
+const FRESH_POINTS: usize = 6;
+const CANDIDATES: usize = 8;
 /// Annealing: the first temperature (of relative energy, so 0.1 is a tenth of the signal), the factor per mutation, and the last.
 const TEMPERATURE: (f64, f64, f64) = (0.1, 0.93, 0.005);
 
@@ -65,8 +68,8 @@ pub struct Search<'s, 'a> {
     idle: Vec<f64>,
     /// Anomalous records that no further learning is due to.
     pub(crate) settled: HashSet<usize>,
-    /// Records that rounds started from.
-    starts: HashSet<usize>,
+    /// Records, with a signal, that no further round starts from: one did, or passed them without meeting an anomaly.
+    spent: HashSet<(usize, usize)>,
     /// How often a round started from an operation and a signal.
     rounds: Vec<(Operation, usize, u32)>,
     /// For each dimension: how many changes of it mattered to what was driven, and how many were tried.
@@ -85,7 +88,7 @@ impl<'s, 'a> Search<'s, 'a> {
             options,
             idle: Vec::new(),
             settled: HashSet::new(),
-            starts: HashSet::new(),
+            spent: HashSet::new(),
             rounds: Vec::new(),
             relevance: BTreeMap::new(),
             last_news: 0,
@@ -212,19 +215,38 @@ impl<'s, 'a> Search<'s, 'a> {
         value - 1.25 * explained
     }
 
-    /// One round: from the most promising point along one signal until it yields an anomaly, or nothing more.
+    /// One round from the most promising point along one signal.
     fn anneal(&mut self) -> Result<(), OutOfTime> {
         let known = self.known_regions();
-        let Some((start, signal)) = self.start(&known) else {
-            for _ in 0..RANKING_POINTS {
-                let point = self.random_point(&[]);
-                let index = self.session.probe(&point, Purpose::Search)?;
-                if self.is_news(index) {
-                    break;
-                }
+        let first = self.session.records().len();
+        if let Some((start, signal)) = self.start(&known) {
+            if self.round(start, signal, &known)? {
+                return Ok(());
             }
-            return Ok(());
-        };
+            let last = self.session.records().len();
+            self.spent.extend((first..last).map(|index| (index, signal)));
+        }
+        // A round in vain: new points to start from, where the fewest were measured.
+        for _ in 0..FRESH_POINTS {
+            let point = self.rare_point();
+            let index = self.session.probe(&point, Purpose::Search)?;
+            if self.session.records()[index].verdict.symptom().is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A random point outside what is known, of the transport, direction and MTU that were measured least.
+    fn rare_point(&mut self) -> Point {
+        let cell = |point: &Point| (point.operation, point.direction, point.mtu);
+        let candidates: Vec<Point> = (0..CANDIDATES).map(|_| self.random_point(&[])).collect();
+        let measured = |point: &Point| self.session.records().iter().filter(|record| cell(&record.point) == cell(point)).count();
+        candidates.into_iter().min_by_key(measured).expect("there are candidates")
+    }
+
+    /// True if it met an anomaly.
+    fn round(&mut self, start: usize, signal: usize, known: &[Region]) -> Result<bool, OutOfTime> {
         let mut here = start;
         let mut ideas = Ideas::new(self.session.space());
         let (mut temperature, cooling, coldest) = TEMPERATURE;
@@ -243,12 +265,12 @@ impl<'s, 'a> Search<'s, 'a> {
             temperature *= cooling;
             let record = &self.session.records()[index];
             if record.verdict.symptom().is_some() {
-                return Ok(());
+                return Ok(true);
             }
             if record.counters.is_empty() {
                 continue;
             }
-            let (a, b) = (1.0 + self.unexplained(&current, signal, &known).max(0.0), 1.0 + self.unexplained(record, signal, &known).max(0.0));
+            let (a, b) = (1.0 + self.unexplained(&current, signal, known).max(0.0), 1.0 + self.unexplained(record, signal, known).max(0.0));
             let energy = (a - b) / b;
             let significant = 3.0 * (current.noise + record.noise);
             let relevance = self.relevance.entry(setting.feature()).or_default();
@@ -260,30 +282,27 @@ impl<'s, 'a> Search<'s, 'a> {
                 ideas.untried.append(&mut ideas.postponed);
             }
         }
-        Ok(())
-    }
-
-    fn is_news(&self, index: usize) -> bool {
-        self.session.records()[index].verdict.symptom().is_some()
+        Ok(false)
     }
 
     /// The clean record with the greatest unexplained signal, of the operations and signals tried least. Ranks signals by the noise in them.
     fn start(&mut self, known: &[Region]) -> Option<(usize, usize)> {
         let mut best: Option<(f64, usize, usize)> = None;
         for (index, record) in self.session.records().iter().enumerate() {
-            if !record.verdict.is_clean() || self.starts.contains(&index) {
+            if !record.verdict.is_clean() {
                 continue;
             }
             for signal in 0..self.signals(record).len() {
                 let rounds = self.rounds.iter().find(|r| (r.0, r.1) == (record.point.operation, signal)).map_or(0, |r| r.2);
-                let promise = self.unexplained(record, signal, known) / (1.0 + f64::from(rounds)).powi(2);
-                if promise > 3.0 * record.noise && best.is_none_or(|(most, ..)| promise > most) {
+                // Over the noise, by orders of magnitude: what is strong is not more promising in proportion.
+                let promise = (self.unexplained(record, signal, known) / (3.0 * record.noise)).ln() / (1.0 + f64::from(rounds));
+                if promise > 0.0 && best.is_none_or(|(most, ..)| promise > most) && !self.spent.contains(&(index, signal)) {
                     best = Some((promise, index, signal));
                 }
             }
         }
         let (_, index, signal) = best?;
-        self.starts.insert(index);
+        self.spent.insert((index, signal));
         let operation = self.session.records()[index].point.operation;
         match self.rounds.iter_mut().find(|r| (r.0, r.1) == (operation, signal)) {
             Some(round) => round.2 += 1,
