@@ -276,7 +276,8 @@ impl<'s, 'a> Search<'s, 'a> {
             let relevance = self.relevance.entry(setting.feature()).or_default();
             *relevance = (relevance.0 + u32::from(energy.abs() > significant), relevance.1 + 1);
             ideas.learn(setting, &current.point, energy, significant);
-            if energy < -significant || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
+            let indifferent = energy.abs() <= significant;
+            if energy < -significant || (indifferent && ideas.is_deeper(setting, &current.point)) || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
                 here = index;
                 // What led into known anomalies from where the round was may lead elsewhere from here.
                 ideas.untried.append(&mut ideas.postponed);
@@ -417,6 +418,12 @@ impl Ideas {
             self.untried.retain(|other| other.feature() != setting.feature());
         } else if energy > significant {
             line.hurting.push(value);
+            // The other end is worth a second look: it leads away from here.
+            let end = if value < f64::from(axis.of(here)) { line.range.1 } else { line.range.0 };
+            let idea = Setting::Axis(axis, end as u32);
+            if !line.hurting.contains(&end) && !self.untried.contains(&idea) {
+                self.untried.push(idea);
+            }
         }
         let at = if helped { value } else { f64::from(axis.of(here)) };
         let below = line.hurting.iter().copied().filter(|v| *v < at).fold(0.0, f64::max);
@@ -431,5 +438,16 @@ impl Ideas {
                 self.untried.push(idea);
             }
         }
+    }
+
+    /// Whether a number is farther than the present one from all values that hurt. Between bounds nothing tells how near they are; there
+    /// this does, and a workload far from every bound of an anomaly shows it.
+    fn is_deeper(&self, setting: Setting, here: &Point) -> bool {
+        let Setting::Axis(axis, value) = setting else { return false };
+        let distance = |value: u32| {
+            let far = |hurting: &f64| (f64::from(value) / hurting).ln().abs();
+            self.axes[&axis].hurting.iter().map(far).fold(f64::INFINITY, f64::min)
+        };
+        distance(axis.of(here)).is_finite() && distance(value) > distance(axis.of(here))
     }
 }
