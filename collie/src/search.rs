@@ -72,7 +72,7 @@ pub struct Search<'s, 'a> {
     spent: HashSet<(usize, usize)>,
     /// How often a round started from an operation and a signal.
     rounds: Vec<(Operation, usize, u32)>,
-    /// For each dimension: how many changes of it mattered to what was driven, and how many were tried.
+    /// For each dimension: how many changes of it helped, and how many were tried.
     relevance: BTreeMap<Feature, (u32, u32)>,
     /// Search probes when the last anomaly became known.
     last_news: usize,
@@ -274,7 +274,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let energy = (a - b) / b;
             let significant = 3.0 * (current.noise + record.noise);
             let relevance = self.relevance.entry(setting.feature()).or_default();
-            *relevance = (relevance.0 + u32::from(energy.abs() > significant), relevance.1 + 1);
+            *relevance = (relevance.0 + u32::from(energy < -significant), relevance.1 + 1);
             ideas.learn(setting, &current.point, energy, significant);
             let indifferent = energy.abs() <= significant;
             if energy < -significant || (indifferent && ideas.is_deeper(setting, &current.point)) || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
@@ -379,15 +379,15 @@ impl Ideas {
         Ideas { untried: names.chain(ends).collect(), postponed: Vec::new(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
     }
 
-    /// A random change that was not tried, the likelier the oftener changes of its dimension mattered in this search.
+    /// A random change that was not tried, the likelier the oftener changes of its dimension helped in this search.
     fn next(&mut self, here: &Point, relevance: &BTreeMap<Feature, (u32, u32)>, rng: &mut Pcg64) -> Option<Setting> {
         let weight = |setting: &Setting| {
             let applies = !matches!(setting, Setting::Axis(axis, _) if !axis.applies(here));
             if !applies || Setting::of(setting.feature(), here) == *setting {
                 return 0.0;
             }
-            let (mattered, tried) = relevance.get(&setting.feature()).copied().unwrap_or_default();
-            let rate = (f64::from(mattered) + 1.0) / (f64::from(tried) + 2.0);
+            let (helped, tried) = relevance.get(&setting.feature()).copied().unwrap_or_default();
+            let rate = (f64::from(helped) + 1.0) / (f64::from(tried) + 4.0);
             // Most conditions are bounds, and a number has many values where a name has few.
             if matches!(setting, Setting::Axis(..)) { 2.0 * rate } else { rate }
         };
