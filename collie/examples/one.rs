@@ -7,6 +7,7 @@ fn main() {
     let space = s.space().clone();
     let mut session = Session::new(&mut s, space, Monitor::default(), 36000.0);
     Strategy::Diagnostic.run(&mut session, seed);
+    let (mut ns, mut ne, mut ss, mut se) = (0, 0, 0.0, 0.0);
     let mut seen = std::collections::HashSet::new();
-    for (i, r) in session.records().iter().enumerate() { if r.verdict.symptom().is_some() { if let Some(c) = model.cause(&r.point) { if seen.insert(c) { println!("{} at {:.0} n={i} {:?}", model.mechanisms[c].name, r.at_s/60.0, r.purpose); } } } }
+    for (i, r) in session.records().iter().enumerate() { if r.purpose == Purpose::Search { ns += 1; ss += r.seconds/60.0 } else { ne += 1; se += r.seconds/60.0 } if r.verdict.symptom().is_some() { if let Some(c) = model.cause(&r.point) { if seen.insert(c) { println!("{} at {:.0} n={i} {:?} search {ns} {ss:.0} min extract {ne} {se:.0} min", model.mechanisms[c].name, r.at_s/60.0, r.purpose); } } } }
 }
