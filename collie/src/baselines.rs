@@ -9,7 +9,7 @@ use crate::session::{OutOfTime, Purpose, Record, Session};
 use crate::space::{Axis, Category, Feature, Point, Setting, Space};
 
 /// Independent random points until the time is over. The seed draws the same points as the search's warm-up does.
-pub fn random_search(session: &mut Session<'_>, seed: u64) {
+pub(crate) fn random_search(session: &mut Session<'_>, seed: u64) {
     let mut rng = Pcg64::seed_from_u64(seed);
     loop {
         let point = session.space().sample(&mut rng);
@@ -20,7 +20,7 @@ pub fn random_search(session: &mut Session<'_>, seed: u64) {
 }
 
 /// One random setting changed after another.
-pub fn random_walk(session: &mut Session<'_>, seed: u64) {
+pub(crate) fn random_walk(session: &mut Session<'_>, seed: u64) {
     let mut rng = Pcg64::seed_from_u64(seed);
     let features: Vec<Feature> = Feature::all().collect();
     let mut point = session.space().sample(&mut rng);
@@ -41,7 +41,7 @@ const LENGTH: f64 = 1.0;
 const NOISE: f64 = 0.05;
 
 /// Bayesian optimisation: a Gaussian process over the points, expected improvement, one counter after another in the order of their spread.
-pub fn bayesian(session: &mut Session<'_>, seed: u64) {
+pub(crate) fn bayesian(session: &mut Session<'_>, seed: u64) {
     let _over = bayesian_until_over(session, seed);
 }
 

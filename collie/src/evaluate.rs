@@ -9,9 +9,11 @@ use serde::Serialize;
 use crate::baselines::{bayesian, random_search, random_walk};
 use crate::mfs::Mfs;
 use crate::monitor::Monitor;
+use crate::region::Region;
 use crate::search::{Options, Search, Signals};
 use crate::session::Session;
 use crate::simulated::{Model, Simulated};
+use crate::space::Point;
 use crate::subsystem::Subsystem;
 
 /// Workloads by which a minimal feature set is compared with the truth, each way.
@@ -185,29 +187,21 @@ fn run(model: &Model, strategy: Strategy, seed: u64, hours: f64) -> Run {
     let mut rng = Pcg64::seed_from_u64(seed);
     let mut scores = Vec::new();
     for (cause, mechanism) in model.mechanisms.iter().enumerate() {
-        if found_s[cause].is_none() && !learnt.is_empty() && std::env::var_os("VET_MISS").is_some() {
-            let truth: Vec<_> = (0..COMPARED).filter_map(|_| mechanism.region.sample(&model.space, &mut rng)).filter(|p| model.cause(p)==Some(cause)).collect();
-            eprintln!("seed {seed} missed {}", mechanism.name);
-            for mfs in &learnt { let r = mfs.region(&model.space); let c = truth.iter().filter(|p| r.contains(p)).count(); if c>0 { eprintln!("   {:.2} hidden by {} of {:?} | {r}", c as f64/truth.len() as f64, mfs.probes, model.cause(&mfs.anchor).map(|c| &model.mechanisms[c].name)); } }
-        }
         if found_s[cause].is_none() || learnt.is_empty() {
             continue;
         }
         let of_cause: Vec<&Mfs> = learnt.iter().filter(|mfs| model.cause(&mfs.anchor) == Some(cause)).collect();
-        let regions: Vec<_> = of_cause.iter().map(|mfs| mfs.region(&model.space)).collect();
-        let share = |points: Vec<crate::space::Point>, within: &dyn Fn(&crate::space::Point) -> bool| {
-            let count = points.len().max(1) as f64;
-            points.iter().filter(|point| within(point)).count() as f64 / count
+        let regions: Vec<Region> = of_cause.iter().map(|mfs| mfs.region(&model.space)).collect();
+        let draw = |region: &Region, count: usize, rng: &mut Pcg64| -> Vec<Point> {
+            (0..count).filter_map(|_| region.sample(&model.space, rng)).collect()
         };
-        let spoken: Vec<_> =
-            regions.iter().flat_map(|region| (0..COMPARED / regions.len()).filter_map(|_| region.sample(&model.space, &mut rng)).collect::<Vec<_>>()).collect();
-        let precision = (!spoken.is_empty()).then(|| share(spoken, &|point| mechanism.fires(point)));
-        let truth: Vec<_> = (0..COMPARED).filter_map(|_| mechanism.region.sample(&model.space, &mut rng)).collect();
-        let recall = share(truth, &|point| regions.iter().any(|region| region.contains(point)));
-        if std::env::var_os("VET_SHOW").is_some() {
-            eprintln!("seed {seed} {} precision {precision:?} recall {recall:.2} true: {} | learnt: {}", mechanism.name, mechanism.region,
-                regions.iter().map(|r| r.to_string()).collect::<Vec<_>>().join(" || "));
-        }
+        let spoken: Vec<Point> = regions.iter().flat_map(|region| draw(region, COMPARED / regions.len(), &mut rng)).collect();
+        let truth = draw(&mechanism.region, COMPARED, &mut rng);
+        let share = |points: &[Point], within: &dyn Fn(&Point) -> bool| {
+            points.iter().filter(|point| within(point)).count() as f64 / points.len().max(1) as f64
+        };
+        let precision = (!spoken.is_empty()).then(|| share(&spoken, &|point| mechanism.fires(point)));
+        let recall = share(&truth, &|point| regions.iter().any(|region| region.contains(point)));
         scores.push((precision, recall, of_cause.iter().map(|mfs| mfs.probes).sum()));
     }
     Run { found_s, verdicts, false_verdicts, learnt: scores }

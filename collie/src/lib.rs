@@ -4,6 +4,7 @@
 mod baselines;
 mod evaluate;
 mod extract;
+mod known;
 mod mfs;
 mod monitor;
 mod region;
@@ -14,6 +15,7 @@ mod space;
 mod subsystem;
 
 pub use evaluate::{Evaluation, Strategy, StrategyResult, evaluate};
+pub use known::{Difference, KnownAnomalies, KnownError, Met, Reachable};
 pub use mfs::{Edge, Factor, Mfs};
 pub use monitor::{Monitor, Symptom, Verdict};
 pub use region::{Condition, Region};

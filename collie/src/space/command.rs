@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use super::feature::{Axis, Category};
 use super::point::{Direction, Memory, Operation, Point};
 
-/// The arguments of `volley vet probe` that measure this point again.
-pub fn probe_command(point: &Point) -> String {
-    let mut command = "volley vet probe".to_owned();
+/// The command that measures this point of a subsystem again.
+pub fn probe_command(subsystem: &str, point: &Point) -> String {
+    let mut command = format!("volley vet probe --subsystem {subsystem}");
     for category in Category::ALL {
         let _ = write!(command, " --{} {}", category.name(), category.of(point));
     }
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn both_commands_name_every_setting_that_matters() {
-        let probe = probe_command(&point());
+        let probe = probe_command("F", &point());
         for part in [
             "--operation ud-send",
             "--qps 4",
