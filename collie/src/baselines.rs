@@ -45,7 +45,10 @@ pub(crate) fn bayesian(session: &mut Session<'_>, seed: u64) {
     let _over = bayesian_until_over(session, seed);
 }
 
-fn bayesian_until_over(session: &mut Session<'_>, seed: u64) -> Result<std::convert::Infallible, OutOfTime> {
+fn bayesian_until_over(
+    session: &mut Session<'_>,
+    seed: u64,
+) -> Result<std::convert::Infallible, OutOfTime> {
     let mut rng = Pcg64::seed_from_u64(seed);
     let mut window: VecDeque<(Vec<f64>, Vec<f64>)> = VecDeque::new();
     let mut counter = 0;
@@ -59,7 +62,10 @@ fn bayesian_until_over(session: &mut Session<'_>, seed: u64) -> Result<std::conv
         let index = session.probe(&point, Purpose::Search)?;
         let record: &Record = &session.records()[index];
         if !record.counters.is_empty() {
-            window.push_back((coordinates(&point, session.space()), record.counters.iter().map(|c| c.max(1e-9).ln()).collect()));
+            window.push_back((
+                coordinates(&point, session.space()),
+                record.counters.iter().map(|c| c.max(1e-9).ln()).collect(),
+            ));
         }
         if window.len() > WINDOW {
             window.pop_front();
@@ -77,11 +83,21 @@ fn coordinates(point: &Point, space: &Space) -> Vec<f64> {
     let axes = Axis::ALL.iter().map(|&axis| {
         let (low, high) = space.range(axis);
         let span = (f64::from(high) / f64::from(low)).ln();
-        if span > 0.0 { (f64::from(axis.of(point)) / f64::from(low)).ln() / span } else { 0.0 }
+        if span > 0.0 {
+            (f64::from(axis.of(point)) / f64::from(low)).ln() / span
+        } else {
+            0.0
+        }
     });
     let names = Category::ALL.iter().flat_map(|&category| {
         let value = category.of(point);
-        space.choices(category).into_iter().map(move |choice| if choice == value { std::f64::consts::FRAC_1_SQRT_2 } else { 0.0 })
+        space.choices(category).into_iter().map(move |choice| {
+            if choice == value {
+                std::f64::consts::FRAC_1_SQRT_2
+            } else {
+                0.0
+            }
+        })
     });
     axes.chain(names).collect()
 }
@@ -91,11 +107,21 @@ fn kernel(a: &[f64], b: &[f64]) -> f64 {
     (-squared / (2.0 * LENGTH * LENGTH)).exp()
 }
 
-fn best_candidate(space: &Space, window: &VecDeque<(Vec<f64>, Vec<f64>)>, counter: usize, rng: &mut Pcg64) -> Point {
+fn best_candidate(
+    space: &Space,
+    window: &VecDeque<(Vec<f64>, Vec<f64>)>,
+    counter: usize,
+    rng: &mut Pcg64,
+) -> Point {
     let count = window.len();
-    let values: Vec<f64> = window.iter().map(|(_, counters)| counters[counter]).collect();
+    let values: Vec<f64> = window
+        .iter()
+        .map(|(_, counters)| counters[counter])
+        .collect();
     let mean = values.iter().sum::<f64>() / count as f64;
-    let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count as f64).sqrt().max(1e-9);
+    let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count as f64)
+        .sqrt()
+        .max(1e-9);
     let values: Vec<f64> = values.iter().map(|v| (v - mean) / spread).collect();
     let best = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Cholesky factor of the kernel matrix.
@@ -104,7 +130,11 @@ fn best_candidate(space: &Space, window: &VecDeque<(Vec<f64>, Vec<f64>)>, counte
         for j in 0..=i {
             let dot: f64 = (0..j).map(|k| lower[i][k] * lower[j][k]).sum();
             let entry = kernel(&window[i].0, &window[j].0) + if i == j { NOISE } else { 0.0 };
-            lower[i][j] = if i == j { (entry - dot).max(1e-9).sqrt() } else { (entry - dot) / lower[j][j] };
+            lower[i][j] = if i == j {
+                (entry - dot).max(1e-9).sqrt()
+            } else {
+                (entry - dot) / lower[j][j]
+            };
         }
     }
     let forward = |right: &[f64]| {
@@ -123,9 +153,12 @@ fn best_candidate(space: &Space, window: &VecDeque<(Vec<f64>, Vec<f64>)>, counte
         let column: Vec<f64> = window.iter().map(|(x, _)| kernel(x, &at)).collect();
         let solved = forward(&column);
         let expected: f64 = solved.iter().zip(&weights).map(|(a, b)| a * b).sum();
-        let deviation = (1.0 + NOISE - solved.iter().map(|v| v * v).sum::<f64>()).max(1e-9).sqrt();
+        let deviation = (1.0 + NOISE - solved.iter().map(|v| v * v).sum::<f64>())
+            .max(1e-9)
+            .sqrt();
         let z = (expected - best) / deviation;
-        let gain = (expected - best) * normal_below(z) + deviation * (-z * z / 2.0).exp() / std::f64::consts::TAU.sqrt();
+        let gain = (expected - best) * normal_below(z)
+            + deviation * (-z * z / 2.0).exp() / std::f64::consts::TAU.sqrt();
         if chosen.as_ref().is_none_or(|(most, _)| gain > *most) {
             chosen = Some((gain, point));
         }
@@ -138,6 +171,8 @@ fn normal_below(z: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.231_641_9 * z.abs());
     let tail = (-z * z / 2.0).exp() / std::f64::consts::TAU.sqrt()
         * t
-        * (0.319_381_53 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
+        * (0.319_381_53
+            + t * (-0.356_563_782
+                + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
     if z > 0.0 { 1.0 - tail } else { tail }
 }

@@ -61,7 +61,9 @@ impl Strategy {
 
     /// Runs until the session's time is over.
     pub fn run(self, session: &mut Session<'_>, seed: u64) -> Vec<Mfs> {
-        let search = |session: &mut Session<'_>, signals, learns| Search::new(session, Options { signals, learns }, seed).run();
+        let search = |session: &mut Session<'_>, signals, learns| {
+            Search::new(session, Options { signals, learns }, seed).run()
+        };
         match self {
             Strategy::Diagnostic => return search(session, Signals::Diagnostic, true),
             Strategy::Performance => return search(session, Signals::Performance, true),
@@ -177,7 +179,10 @@ fn run(model: &Model, strategy: Strategy, seed: u64, hours: f64) -> Run {
         if record.verdict.confidence() == 0.0 {
             continue;
         }
-        let (seen, cause) = (record.verdict.symptom().is_some(), model.cause(&record.point));
+        let (seen, cause) = (
+            record.verdict.symptom().is_some(),
+            model.cause(&record.point),
+        );
         verdicts += 1;
         false_verdicts += usize::from(seen != cause.is_some());
         if let (true, Some(cause)) = (seen, cause) {
@@ -190,25 +195,50 @@ fn run(model: &Model, strategy: Strategy, seed: u64, hours: f64) -> Run {
         if found_s[cause].is_none() || learnt.is_empty() {
             continue;
         }
-        let of_cause: Vec<&Mfs> = learnt.iter().filter(|mfs| model.cause(&mfs.anchor) == Some(cause)).collect();
-        let regions: Vec<Region> = of_cause.iter().map(|mfs| mfs.region(&model.space)).collect();
+        let of_cause: Vec<&Mfs> = learnt
+            .iter()
+            .filter(|mfs| model.cause(&mfs.anchor) == Some(cause))
+            .collect();
+        let regions: Vec<Region> = of_cause
+            .iter()
+            .map(|mfs| mfs.region(&model.space))
+            .collect();
         let draw = |region: &Region, count: usize, rng: &mut Pcg64| -> Vec<Point> {
-            (0..count).filter_map(|_| region.sample(&model.space, rng)).collect()
+            (0..count)
+                .filter_map(|_| region.sample(&model.space, rng))
+                .collect()
         };
-        let spoken: Vec<Point> = regions.iter().flat_map(|region| draw(region, COMPARED / regions.len(), &mut rng)).collect();
+        let spoken: Vec<Point> = regions
+            .iter()
+            .flat_map(|region| draw(region, COMPARED / regions.len(), &mut rng))
+            .collect();
         let truth = draw(&mechanism.region, COMPARED, &mut rng);
         let share = |points: &[Point], within: &dyn Fn(&Point) -> bool| {
             points.iter().filter(|point| within(point)).count() as f64 / points.len().max(1) as f64
         };
-        let precision = (!spoken.is_empty()).then(|| share(&spoken, &|point| mechanism.fires(point)));
-        let recall = share(&truth, &|point| regions.iter().any(|region| region.contains(point)));
-        scores.push((precision, recall, of_cause.iter().map(|mfs| mfs.probes).sum()));
+        let precision =
+            (!spoken.is_empty()).then(|| share(&spoken, &|point| mechanism.fires(point)));
+        let recall = share(&truth, &|point| {
+            regions.iter().any(|region| region.contains(point))
+        });
+        scores.push((
+            precision,
+            recall,
+            of_cause.iter().map(|mfs| mfs.probes).sum(),
+        ));
     }
-    Run { found_s, verdicts, false_verdicts, learnt: scores }
+    Run {
+        found_s,
+        verdicts,
+        false_verdicts,
+        learnt: scores,
+    }
 }
 
 fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.into_iter().fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    let (sum, count) = values
+        .into_iter()
+        .fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
     (count > 0).then(|| sum / f64::from(count))
 }
 
@@ -217,7 +247,12 @@ fn summarise(model: &Model, strategy: Strategy, runs: &[Run], hours: f64) -> Str
     let times: Vec<Vec<f64>> = runs
         .iter()
         .map(|run| {
-            let mut times: Vec<f64> = run.found_s.iter().flatten().map(|seconds| seconds / 60.0).collect();
+            let mut times: Vec<f64> = run
+                .found_s
+                .iter()
+                .flatten()
+                .map(|seconds| seconds / 60.0)
+                .collect();
             times.sort_by(f64::total_cmp);
             times
         })
@@ -232,10 +267,22 @@ fn summarise(model: &Model, strategy: Strategy, runs: &[Run], hours: f64) -> Str
         minutes_to_kth: (0..anomalies).map(|k| mean(kth(k))).collect(),
         share_reaching_kth: (0..anomalies).map(|k| share(kth(k).count())).collect(),
         minutes_to_kth_at_least: (0..anomalies)
-            .map(|k| mean(times.iter().map(|times| times.get(k).copied().unwrap_or(hours * 60.0))).unwrap_or(0.0))
+            .map(|k| {
+                mean(
+                    times
+                        .iter()
+                        .map(|times| times.get(k).copied().unwrap_or(hours * 60.0)),
+                )
+                .unwrap_or(0.0)
+            })
             .collect(),
         found_share: (0..anomalies)
-            .map(|i| (model.mechanisms[i].name.clone(), share(runs.iter().filter(|run| run.found_s[i].is_some()).count())))
+            .map(|i| {
+                (
+                    model.mechanisms[i].name.clone(),
+                    share(runs.iter().filter(|run| run.found_s[i].is_some()).count()),
+                )
+            })
             .collect(),
         false_verdicts: runs.iter().map(|run| run.false_verdicts).sum::<usize>() as f64
             / runs.iter().map(|run| run.verdicts).sum::<usize>().max(1) as f64,

@@ -97,8 +97,19 @@ pub struct Difference {
 
 impl KnownAnomalies {
     /// The outcome of a search.
-    pub fn new(subsystem: String, space: Space, counters: Vec<String>, anomalies: Vec<Mfs>) -> Self {
-        KnownAnomalies { format: FORMAT, subsystem, space, counters, anomalies }
+    pub fn new(
+        subsystem: String,
+        space: Space,
+        counters: Vec<String>,
+        anomalies: Vec<Mfs>,
+    ) -> Self {
+        KnownAnomalies {
+            format: FORMAT,
+            subsystem,
+            space,
+            counters,
+            anomalies,
+        }
     }
 
     /// Reads a file.
@@ -106,11 +117,20 @@ impl KnownAnomalies {
     /// # Errors
     /// [`KnownError`] names the file, and the line where the content is at fault.
     pub fn load(path: &Path) -> Result<Self, KnownError> {
-        let text = fs::read_to_string(path).map_err(|error| KnownError::File { path: path.to_owned(), error })?;
+        let text = fs::read_to_string(path).map_err(|error| KnownError::File {
+            path: path.to_owned(),
+            error,
+        })?;
         let known: KnownAnomalies =
-            serde_json::from_str(&text).map_err(|error| KnownError::Content { path: path.to_owned(), error })?;
+            serde_json::from_str(&text).map_err(|error| KnownError::Content {
+                path: path.to_owned(),
+                error,
+            })?;
         if known.format != FORMAT {
-            return Err(KnownError::Format { path: path.to_owned(), format: known.format });
+            return Err(KnownError::Format {
+                path: path.to_owned(),
+                format: known.format,
+            });
         }
         Ok(known)
     }
@@ -123,7 +143,10 @@ impl KnownAnomalies {
         let text = serde_json::to_string_pretty(self).expect("anomalies are plain data");
         let beside = path.with_extension("tmp");
         let written = fs::write(&beside, text + "\n").and_then(|()| fs::rename(&beside, path));
-        written.map_err(|error| KnownError::File { path: path.to_owned(), error })
+        written.map_err(|error| KnownError::File {
+            path: path.to_owned(),
+            error,
+        })
     }
 
     /// The anomalies that a workload meets.
@@ -149,9 +172,18 @@ impl KnownAnomalies {
             .filter_map(|(place, mfs)| {
                 let region = mfs.region(&self.space);
                 region.sample(space, &mut rng)?;
-                let chosen = |condition: &Condition| !usual.iter().all(|point| condition.holds(point));
-                let conditions: Vec<Condition> = region.conditions.into_iter().filter(|c| chosen(c)).collect();
-                Some(Reachable { anomaly: place + 1, avoid: Region { conditions }.to_string(), symptom: mfs.symptom.to_string() })
+                let chosen =
+                    |condition: &Condition| !usual.iter().all(|point| condition.holds(point));
+                let conditions: Vec<Condition> = region
+                    .conditions
+                    .into_iter()
+                    .filter(|c| chosen(c))
+                    .collect();
+                Some(Reachable {
+                    anomaly: place + 1,
+                    avoid: Region { conditions }.to_string(),
+                    symptom: mfs.symptom.to_string(),
+                })
             })
             .collect()
     }
@@ -162,7 +194,9 @@ impl KnownAnomalies {
         // The same anomaly: most of what either speaks of, the other does.
         let mut covers = |a: &Mfs, in_a: &Space, b: &Mfs, in_b: &Space| {
             let (region, other) = (a.region(in_a), b.region(in_b));
-            let points: Vec<Point> = (0..COMPARED).filter_map(|_| other.sample(in_b, &mut rng)).collect();
+            let points: Vec<Point> = (0..COMPARED)
+                .filter_map(|_| other.sample(in_b, &mut rng))
+                .collect();
             2 * points.iter().filter(|point| region.contains(point)).count() > points.len()
         };
         let mut remained = Vec::new();
@@ -176,21 +210,42 @@ impl KnownAnomalies {
                 }
             }
         }
-        let appeared = (1..=self.anomalies.len()).filter(|j| !remained.iter().any(|(_, now)| now == j)).collect();
-        let vanished = (1..=old.anomalies.len()).filter(|i| !remained.iter().any(|(before, _)| before == i)).collect();
-        Difference { appeared, vanished, remained }
+        let appeared = (1..=self.anomalies.len())
+            .filter(|j| !remained.iter().any(|(_, now)| now == j))
+            .collect();
+        let vanished = (1..=old.anomalies.len())
+            .filter(|i| !remained.iter().any(|(before, _)| before == i))
+            .collect();
+        Difference {
+            appeared,
+            vanished,
+            remained,
+        }
     }
 }
 
 /// A change that breaks a condition, to a value that was measured clean.
 fn way_out(factor: &Factor) -> String {
     match factor {
-        Factor::Among { category, clean, .. } => {
+        Factor::Among {
+            category, clean, ..
+        } => {
             let clean: Vec<String> = clean.iter().map(Choice::to_string).collect();
             format!("set {category} to {}", clean.join(" or "))
         }
-        Factor::Within { quantity, lower, upper } => {
-            let bound = |at_least, at_most| Condition::Within { quantity: *quantity, at_least, at_most }.to_string();
+        Factor::Within {
+            quantity,
+            lower,
+            upper,
+        } => {
+            let bound = |at_least, at_most| {
+                Condition::Within {
+                    quantity: *quantity,
+                    at_least,
+                    at_most,
+                }
+                .to_string()
+            };
             let whole = |value: f64, up: bool| match quantity {
                 Quantity::Axis(_) if up => value.ceil(),
                 Quantity::Axis(_) => value.floor(),
@@ -198,7 +253,14 @@ fn way_out(factor: &Factor) -> String {
             };
             let below = lower.map(|edge| bound(None, Some(whole(edge.outside, false))));
             let above = upper.map(|edge| bound(Some(whole(edge.outside, true)), None));
-            format!("keep {}", below.into_iter().chain(above).collect::<Vec<_>>().join(", or "))
+            format!(
+                "keep {}",
+                below
+                    .into_iter()
+                    .chain(above)
+                    .collect::<Vec<_>>()
+                    .join(", or ")
+            )
         }
     }
 }
@@ -214,22 +276,36 @@ mod tests {
         let space = Space::default();
         let mut rng = Pcg64::seed_from_u64(9);
         let anchor = space.with(&space.sample(&mut rng), Setting::Axis(Axis::Batch, 128));
-        let anchor = space.with(&anchor, Setting::Choice(Category::Operation, Choice::Operation(Operation::RcWrite)));
+        let anchor = space.with(
+            &anchor,
+            Setting::Choice(Category::Operation, Choice::Operation(Operation::RcWrite)),
+        );
         Mfs {
             factors: vec![
                 Factor::Among {
                     category: Category::Operation,
                     anomalous: vec![Choice::Operation(Operation::RcWrite)],
-                    clean: Operation::ALL.iter().filter(|o| **o != Operation::RcWrite).map(|o| Choice::Operation(*o)).collect(),
+                    clean: Operation::ALL
+                        .iter()
+                        .filter(|o| **o != Operation::RcWrite)
+                        .map(|o| Choice::Operation(*o))
+                        .collect(),
                 },
                 Factor::Within {
                     quantity: Quantity::Axis(Axis::Batch),
-                    lower: Some(Edge { inside: batch, outside: batch - 1.0 }),
+                    lower: Some(Edge {
+                        inside: batch,
+                        outside: batch - 1.0,
+                    }),
                     upper: None,
                 },
             ],
             anchor,
-            symptom: Symptom { pause: Some(0.2), throughput: None, loss: None },
+            symptom: Symptom {
+                pause: Some(0.2),
+                throughput: None,
+                loss: None,
+            },
             signature: vec![1.0],
             probes: 10,
         }
@@ -255,17 +331,30 @@ mod tests {
     #[test]
     fn a_design_is_told_what_it_can_still_do_wrong() {
         let known = known(&[64.0]);
-        let writes = Space { operation: vec![Operation::RcWrite], ..Space::default() };
+        let writes = Space {
+            operation: vec![Operation::RcWrite],
+            ..Space::default()
+        };
         let reachable = known.reachable_in(&writes);
         assert_eq!(reachable[0].avoid, "doorbell batch at least 64");
-        let sends = Space { operation: vec![Operation::RcSend], ..Space::default() };
+        let sends = Space {
+            operation: vec![Operation::RcSend],
+            ..Space::default()
+        };
         assert_eq!(known.reachable_in(&sends), []);
     }
 
     #[test]
     fn what_appeared_and_what_vanished() {
         let difference = known(&[64.0, 4.0]).since(&known(&[66.0, 120.0]));
-        assert_eq!(difference, Difference { appeared: vec![2], vanished: vec![2], remained: vec![(1, 1)] });
+        assert_eq!(
+            difference,
+            Difference {
+                appeared: vec![2],
+                vanished: vec![2],
+                remained: vec![(1, 1)]
+            }
+        );
     }
 
     #[test]
@@ -275,9 +364,23 @@ mod tests {
         known(&[64.0]).save(&path).unwrap();
         assert_eq!(KnownAnomalies::load(&path).unwrap(), known(&[64.0]));
         fs::write(&path, "{\"format\": 1}").unwrap();
-        assert!(KnownAnomalies::load(&path).unwrap_err().to_string().contains("anomalies.json: not a file of known anomalies"));
-        let text = serde_json::to_string(&KnownAnomalies { format: 2, ..known(&[]) }).unwrap();
+        assert!(
+            KnownAnomalies::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("anomalies.json: not a file of known anomalies")
+        );
+        let text = serde_json::to_string(&KnownAnomalies {
+            format: 2,
+            ..known(&[])
+        })
+        .unwrap();
         fs::write(&path, text).unwrap();
-        assert!(KnownAnomalies::load(&path).unwrap_err().to_string().contains("format 2"));
+        assert!(
+            KnownAnomalies::load(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("format 2")
+        );
     }
 }

@@ -79,19 +79,47 @@ impl Mfs {
 
     fn region_with(&self, space: &Space, bound: impl Fn(&Edge) -> f64) -> Region {
         let conditions = self.factors.iter().map(|factor| match factor {
-            Factor::Among { category, clean, .. } => Condition::Among {
+            Factor::Among {
+                category, clean, ..
+            } => Condition::Among {
                 category: *category,
-                values: space.choices(*category).into_iter().filter(|choice| !clean.contains(choice)).collect(),
+                values: space
+                    .choices(*category)
+                    .into_iter()
+                    .filter(|choice| !clean.contains(choice))
+                    .collect(),
             },
-            Factor::Within { quantity, lower, upper } => {
+            Factor::Within {
+                quantity,
+                lower,
+                upper,
+            } => {
                 // Of an axis the bound is the first whole number on its inner side.
                 let whole = matches!(quantity, Quantity::Axis(_));
-                let low = lower.as_ref().map(|edge| if whole { bound(edge).ceil().min(edge.inside) } else { bound(edge) });
-                let high = upper.as_ref().map(|edge| if whole { bound(edge).floor().max(edge.inside) } else { bound(edge) });
-                Condition::Within { quantity: *quantity, at_least: low, at_most: high }
+                let low = lower.as_ref().map(|edge| {
+                    if whole {
+                        bound(edge).ceil().min(edge.inside)
+                    } else {
+                        bound(edge)
+                    }
+                });
+                let high = upper.as_ref().map(|edge| {
+                    if whole {
+                        bound(edge).floor().max(edge.inside)
+                    } else {
+                        bound(edge)
+                    }
+                });
+                Condition::Within {
+                    quantity: *quantity,
+                    at_least: low,
+                    at_most: high,
+                }
             }
         });
-        Region { conditions: conditions.collect() }
+        Region {
+            conditions: conditions.collect(),
+        }
     }
 
     /// The counter that the anomaly drives most.
@@ -102,8 +130,16 @@ impl Mfs {
     /// The bound of an axis on one side, if it is known.
     pub(crate) fn edge_mut(&mut self, axis: Axis, below: bool) -> Option<&mut Edge> {
         self.factors.iter_mut().find_map(|factor| match factor {
-            Factor::Within { quantity: Quantity::Axis(of), lower, upper } if *of == axis => {
-                if below { lower.as_mut() } else { upper.as_mut() }
+            Factor::Within {
+                quantity: Quantity::Axis(of),
+                lower,
+                upper,
+            } if *of == axis => {
+                if below {
+                    lower.as_mut()
+                } else {
+                    upper.as_mut()
+                }
             }
             _ => None,
         })
@@ -113,35 +149,65 @@ impl Mfs {
     pub(crate) fn set_edge(&mut self, bounded: Quantity, edge: Edge) {
         let below = edge.outside < edge.inside;
         for factor in &mut self.factors {
-            if let Factor::Within { quantity, lower, upper } = factor
+            if let Factor::Within {
+                quantity,
+                lower,
+                upper,
+            } = factor
                 && *quantity == bounded
             {
                 *(if below { lower } else { upper }) = Some(edge);
                 return;
             }
         }
-        let (lower, upper) = if below { (Some(edge), None) } else { (None, Some(edge)) };
-        self.factors.push(Factor::Within { quantity: bounded, lower, upper });
+        let (lower, upper) = if below {
+            (Some(edge), None)
+        } else {
+            (None, Some(edge))
+        };
+        self.factors.push(Factor::Within {
+            quantity: bounded,
+            lower,
+            upper,
+        });
     }
 
     /// Notes whether a value of a category keeps the anomaly.
     pub(crate) fn set_choice(&mut self, of: Category, choice: Choice, keeps: bool) {
         for factor in &mut self.factors {
-            if let Factor::Among { category, anomalous, clean } = factor
+            if let Factor::Among {
+                category,
+                anomalous,
+                clean,
+            } = factor
                 && *category == of
             {
                 anomalous.retain(|other| *other != choice);
                 clean.retain(|other| *other != choice);
-                if keeps { anomalous.push(choice) } else { clean.push(choice) }
+                if keeps {
+                    anomalous.push(choice)
+                } else {
+                    clean.push(choice)
+                }
                 return;
             }
         }
-        let (anomalous, clean) = if keeps { (vec![choice], vec![]) } else { (vec![], vec![choice]) };
-        self.factors.push(Factor::Among { category: of, anomalous, clean });
+        let (anomalous, clean) = if keeps {
+            (vec![choice], vec![])
+        } else {
+            (vec![], vec![choice])
+        };
+        self.factors.push(Factor::Among {
+            category: of,
+            anomalous,
+            clean,
+        });
     }
 }
 
 /// The place of the greatest value.
 pub(crate) fn dominant(signature: &[f64]) -> usize {
-    (0..signature.len()).max_by(|&a, &b| signature[a].total_cmp(&signature[b])).unwrap_or(0)
+    (0..signature.len())
+        .max_by(|&a, &b| signature[a].total_cmp(&signature[b]))
+        .unwrap_or(0)
 }

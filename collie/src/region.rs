@@ -124,7 +124,11 @@ const HALF_OPEN: f64 = 0.05;
 
 /// The share of the way, on a log scale, that a ratio has come to another.
 fn margin(ratio: f64, full: f64) -> f64 {
-    if ratio >= full { 1.0 } else { (ratio.ln() / full.ln()).clamp(0.0, 1.0) }
+    if ratio >= full {
+        1.0
+    } else {
+        (ratio.ln() / full.ln()).clamp(0.0, 1.0)
+    }
 }
 
 /// The points that meet every condition. Without conditions: all of them.
@@ -151,7 +155,11 @@ impl Region {
         for condition in &self.conditions {
             match condition {
                 Condition::Among { .. } => wrong_categories += i32::from(!condition.holds(point)),
-                Condition::Within { quantity, at_least, at_most } => {
+                Condition::Within {
+                    quantity,
+                    at_least,
+                    at_most,
+                } => {
                     if !quantity.applies(point) {
                         return 0.0;
                     }

@@ -54,7 +54,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { signals: Signals::Diagnostic, learns: true }
+        Options {
+            signals: Signals::Diagnostic,
+            learns: true,
+        }
     }
 }
 
@@ -118,7 +121,10 @@ impl<'s, 'a> Search<'s, 'a> {
             self.anneal()?;
             if self.options.learns && self.searched() - self.last_news > STAGNATION {
                 // As many probes for what is known as the round took, so that neither starves.
-                while self.session.records().len() - before < 2 * (self.searched_since(before).max(1)) && self.refine()? {}
+                while self.session.records().len() - before
+                    < 2 * (self.searched_since(before).max(1))
+                    && self.refine()?
+                {}
             }
         }
     }
@@ -128,14 +134,22 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     fn searched_since(&self, first: usize) -> usize {
-        self.session.records()[first..].iter().filter(|record| record.purpose == Purpose::Search).count()
+        self.session.records()[first..]
+            .iter()
+            .filter(|record| record.purpose == Purpose::Search)
+            .count()
     }
 
     /// An anomalous record that belongs to nothing known.
     fn unsettled(&self) -> Option<usize> {
-        let regions: Vec<Region> = self.known.iter().map(|mfs| mfs.region_at_most(self.session.space())).collect();
+        let regions: Vec<Region> = self
+            .known
+            .iter()
+            .map(|mfs| mfs.region_at_most(self.session.space()))
+            .collect();
         let foreign = |record: &Record| {
-            record.verdict.symptom().is_some() && !regions.iter().any(|region| region.contains(&record.point))
+            record.verdict.symptom().is_some()
+                && !regions.iter().any(|region| region.contains(&record.point))
         };
         let records = self.session.records();
         (0..records.len()).find(|&i| !self.settled.contains(&i) && foreign(&records[i]))
@@ -151,7 +165,11 @@ impl<'s, 'a> Search<'s, 'a> {
             let record = &self.session.records()[index];
             since += 1;
             if let Some(symptom) = record.verdict.symptom() {
-                let look = (crate::mfs::dominant(&self.signals(record)), symptom.pause.is_some(), symptom.throughput.is_some());
+                let look = (
+                    crate::mfs::dominant(&self.signals(record)),
+                    symptom.pause.is_some(),
+                    symptom.throughput.is_some(),
+                );
                 if looks.insert(look) {
                     since = 0;
                 }
@@ -168,7 +186,11 @@ impl<'s, 'a> Search<'s, 'a> {
         let mut point = self.session.space().sample(&mut self.rng);
         let known = self.known_regions();
         for _ in 0..1000 {
-            if !known.iter().chain(left_out).any(|region| region.contains(&point)) {
+            if !known
+                .iter()
+                .chain(left_out)
+                .any(|region| region.contains(&point))
+            {
                 break;
             }
             point = self.session.space().sample(&mut self.rng);
@@ -177,11 +199,19 @@ impl<'s, 'a> Search<'s, 'a> {
     }
 
     pub(crate) fn known_regions(&self) -> Vec<Region> {
-        self.known.iter().map(|mfs| mfs.region(self.session.space())).collect()
+        self.known
+            .iter()
+            .map(|mfs| mfs.region(self.session.space()))
+            .collect()
     }
 
     fn settle_idle(&mut self) {
-        let valid: Vec<&Record> = self.session.records().iter().filter(|record| !record.counters.is_empty()).collect();
+        let valid: Vec<&Record> = self
+            .session
+            .records()
+            .iter()
+            .filter(|record| !record.counters.is_empty())
+            .collect();
         let count = valid.first().map_or(0, |record| record.counters.len());
         self.idle = (0..count)
             .map(|i| {
@@ -196,9 +226,12 @@ impl<'s, 'a> Search<'s, 'a> {
     pub(crate) fn signals(&self, record: &Record) -> Vec<f64> {
         match self.options.signals {
             Signals::Performance => vec![(1.0 - record.throughput).max(0.0)],
-            Signals::Diagnostic => {
-                record.counters.iter().zip(&self.idle).map(|(value, idle)| (value / idle - 1.0).max(0.0)).collect()
-            }
+            Signals::Diagnostic => record
+                .counters
+                .iter()
+                .zip(&self.idle)
+                .map(|(value, idle)| (value / idle - 1.0).max(0.0))
+                .collect(),
         }
     }
 
@@ -209,7 +242,10 @@ impl<'s, 'a> Search<'s, 'a> {
         let explained: f64 = known
             .iter()
             .zip(&self.known)
-            .map(|(region, mfs)| mfs.signature.get(signal).copied().unwrap_or(0.0) * region.nearness(&record.point, space))
+            .map(|(region, mfs)| {
+                mfs.signature.get(signal).copied().unwrap_or(0.0)
+                    * region.nearness(&record.point, space)
+            })
             .sum();
         // The account is rough: some of what it leaves over is its own error.
         value - 1.25 * explained
@@ -224,7 +260,8 @@ impl<'s, 'a> Search<'s, 'a> {
                 return Ok(());
             }
             let last = self.session.records().len();
-            self.spent.extend((first..last).map(|index| (index, signal)));
+            self.spent
+                .extend((first..last).map(|index| (index, signal)));
         }
         // A round in vain: new points to start from, where the fewest were measured.
         for _ in 0..FRESH_POINTS {
@@ -241,8 +278,17 @@ impl<'s, 'a> Search<'s, 'a> {
     fn rare_point(&mut self) -> Point {
         let cell = |point: &Point| (point.operation, point.direction, point.mtu);
         let candidates: Vec<Point> = (0..CANDIDATES).map(|_| self.random_point(&[])).collect();
-        let measured = |point: &Point| self.session.records().iter().filter(|record| cell(&record.point) == cell(point)).count();
-        candidates.into_iter().min_by_key(measured).expect("there are candidates")
+        let measured = |point: &Point| {
+            self.session
+                .records()
+                .iter()
+                .filter(|record| cell(&record.point) == cell(point))
+                .count()
+        };
+        candidates
+            .into_iter()
+            .min_by_key(measured)
+            .expect("there are candidates")
     }
 
     /// True if it met an anomaly.
@@ -252,7 +298,9 @@ impl<'s, 'a> Search<'s, 'a> {
         let (mut temperature, cooling, coldest) = TEMPERATURE;
         while temperature > coldest {
             let current = self.session.records()[here].clone();
-            let Some(setting) = ideas.next(&current.point, &self.relevance, &mut self.rng) else { break };
+            let Some(setting) = ideas.next(&current.point, &self.relevance, &mut self.rng) else {
+                break;
+            };
             let point = self.session.space().with(&current.point, setting);
             if point == current.point {
                 continue;
@@ -270,14 +318,23 @@ impl<'s, 'a> Search<'s, 'a> {
             if record.counters.is_empty() {
                 continue;
             }
-            let (a, b) = (1.0 + self.unexplained(&current, signal, known).max(0.0), 1.0 + self.unexplained(record, signal, known).max(0.0));
+            let (a, b) = (
+                1.0 + self.unexplained(&current, signal, known).max(0.0),
+                1.0 + self.unexplained(record, signal, known).max(0.0),
+            );
             let energy = (a - b) / b;
             let significant = 3.0 * (current.noise + record.noise);
             let relevance = self.relevance.entry(setting.feature()).or_default();
-            *relevance = (relevance.0 + u32::from(energy < -significant), relevance.1 + 1);
+            *relevance = (
+                relevance.0 + u32::from(energy < -significant),
+                relevance.1 + 1,
+            );
             ideas.learn(setting, &current.point, energy, significant);
             let indifferent = energy.abs() <= significant;
-            if energy < -significant || (indifferent && ideas.is_deeper(setting, &current.point)) || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0))) {
+            if energy < -significant
+                || (indifferent && ideas.is_deeper(setting, &current.point))
+                || (energy > 0.0 && self.rng.random_bool((-energy / temperature).exp().min(1.0)))
+            {
                 here = index;
                 // What led into known anomalies from where the round was may lead elsewhere from here.
                 ideas.untried.append(&mut ideas.postponed);
@@ -294,10 +351,18 @@ impl<'s, 'a> Search<'s, 'a> {
                 continue;
             }
             for signal in 0..self.signals(record).len() {
-                let rounds = self.rounds.iter().find(|r| (r.0, r.1) == (record.point.operation, signal)).map_or(0, |r| r.2);
+                let rounds = self
+                    .rounds
+                    .iter()
+                    .find(|r| (r.0, r.1) == (record.point.operation, signal))
+                    .map_or(0, |r| r.2);
                 // Over the noise, by orders of magnitude: what is strong is not more promising in proportion.
-                let promise = (self.unexplained(record, signal, known) / (3.0 * record.noise)).ln() / (1.0 + f64::from(rounds));
-                if promise > 0.0 && best.is_none_or(|(most, ..)| promise > most) && !self.spent.contains(&(index, signal)) {
+                let promise = (self.unexplained(record, signal, known) / (3.0 * record.noise)).ln()
+                    / (1.0 + f64::from(rounds));
+                if promise > 0.0
+                    && best.is_none_or(|(most, ..)| promise > most)
+                    && !self.spent.contains(&(index, signal))
+                {
                     best = Some((promise, index, signal));
                 }
             }
@@ -305,7 +370,11 @@ impl<'s, 'a> Search<'s, 'a> {
         let (_, index, signal) = best?;
         self.spent.insert((index, signal));
         let operation = self.session.records()[index].point.operation;
-        match self.rounds.iter_mut().find(|r| (r.0, r.1) == (operation, signal)) {
+        match self
+            .rounds
+            .iter_mut()
+            .find(|r| (r.0, r.1) == (operation, signal))
+        {
             Some(round) => round.2 += 1,
             None => self.rounds.push((operation, signal, 1)),
         }
@@ -315,25 +384,53 @@ impl<'s, 'a> Search<'s, 'a> {
 
 /// Settings, alone or in pairs, that were anomalous every time, where others were so rarely that chance does not explain it.
 fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
-    let values: Vec<(Category, Choice)> =
-        Category::ALL.into_iter().flat_map(|category| space.choices(category).into_iter().map(move |choice| (category, choice))).collect();
+    let values: Vec<(Category, Choice)> = Category::ALL
+        .into_iter()
+        .flat_map(|category| {
+            space
+                .choices(category)
+                .into_iter()
+                .map(move |choice| (category, choice))
+        })
+        .collect();
     let mut candidates: Vec<Region> = Vec::new();
-    let only = |(category, choice): (Category, Choice)| Condition::Among { category, values: vec![choice] };
+    let only = |(category, choice): (Category, Choice)| Condition::Among {
+        category,
+        values: vec![choice],
+    };
     for (i, &a) in values.iter().enumerate() {
-        candidates.push(Region { conditions: vec![only(a)] });
-        candidates.extend(values[i + 1..].iter().filter(|b| b.0 != a.0).map(|&b| Region { conditions: vec![only(a), only(b)] }));
+        candidates.push(Region {
+            conditions: vec![only(a)],
+        });
+        candidates.extend(
+            values[i + 1..]
+                .iter()
+                .filter(|b| b.0 != a.0)
+                .map(|&b| Region {
+                    conditions: vec![only(a), only(b)],
+                }),
+        );
     }
     let mut found: Vec<Region> = Vec::new();
     loop {
         let open: Vec<&Record> = records
             .iter()
-            .filter(|record| record.verdict.confidence() > 0.0 && !found.iter().any(|region| region.contains(&record.point)))
+            .filter(|record| {
+                record.verdict.confidence() > 0.0
+                    && !found.iter().any(|region| region.contains(&record.point))
+            })
             .collect();
         let best = candidates
             .iter()
             .filter_map(|region| {
-                let (inside, outside): (Vec<&Record>, Vec<&Record>) = open.iter().partition(|record| region.contains(&record.point));
-                let anomalous = |list: &[&Record]| list.iter().filter(|record| record.verdict.symptom().is_some()).count();
+                let (inside, outside): (Vec<&Record>, Vec<&Record>) = open
+                    .iter()
+                    .partition(|record| region.contains(&record.point));
+                let anomalous = |list: &[&Record]| {
+                    list.iter()
+                        .filter(|record| record.verdict.symptom().is_some())
+                        .count()
+                };
                 if inside.len() < 3 || anomalous(&inside) < inside.len() {
                     return None;
                 }
@@ -342,7 +439,9 @@ fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
             })
             .min_by(|a, b| a.0.total_cmp(&b.0));
         match best {
-            Some((chance, region)) if chance * (candidates.len() as f64).sqrt() < CHANCE => found.push(region.clone()),
+            Some((chance, region)) if chance * (candidates.len() as f64).sqrt() < CHANCE => {
+                found.push(region.clone())
+            }
             _ => return found,
         }
     }
@@ -365,35 +464,65 @@ struct Line {
 
 impl Ideas {
     fn new(space: &Space) -> Self {
-        let names = Category::ALL
-            .into_iter()
-            .flat_map(|category| space.choices(category).into_iter().map(move |choice| Setting::Choice(category, choice)));
+        let names = Category::ALL.into_iter().flat_map(|category| {
+            space
+                .choices(category)
+                .into_iter()
+                .map(move |choice| Setting::Choice(category, choice))
+        });
         let ends = Axis::ALL.into_iter().flat_map(|axis| {
             let (low, high) = space.range(axis);
             [Setting::Axis(axis, low), Setting::Axis(axis, high)]
         });
         let line = |axis| {
             let (low, high) = space.range(axis);
-            Line { range: (f64::from(low), f64::from(high)), tried: Vec::new(), hurting: Vec::new() }
+            Line {
+                range: (f64::from(low), f64::from(high)),
+                tried: Vec::new(),
+                hurting: Vec::new(),
+            }
         };
-        Ideas { untried: names.chain(ends).collect(), postponed: Vec::new(), axes: Axis::ALL.into_iter().map(|axis| (axis, line(axis))).collect() }
+        Ideas {
+            untried: names.chain(ends).collect(),
+            postponed: Vec::new(),
+            axes: Axis::ALL
+                .into_iter()
+                .map(|axis| (axis, line(axis)))
+                .collect(),
+        }
     }
 
     /// A random change that was not tried, the likelier the oftener changes of its dimension helped in this search.
-    fn next(&mut self, here: &Point, relevance: &BTreeMap<Feature, (u32, u32)>, rng: &mut Pcg64) -> Option<Setting> {
+    fn next(
+        &mut self,
+        here: &Point,
+        relevance: &BTreeMap<Feature, (u32, u32)>,
+        rng: &mut Pcg64,
+    ) -> Option<Setting> {
         let weight = |setting: &Setting| {
             let applies = !matches!(setting, Setting::Axis(axis, _) if !axis.applies(here));
             if !applies || Setting::of(setting.feature(), here) == *setting {
                 return 0.0;
             }
-            let (helped, tried) = relevance.get(&setting.feature()).copied().unwrap_or_default();
+            let (helped, tried) = relevance
+                .get(&setting.feature())
+                .copied()
+                .unwrap_or_default();
             let rate = (f64::from(helped) + 1.0) / (f64::from(tried) + 4.0);
             // Most conditions are bounds, and a number has many values where a name has few.
-            if matches!(setting, Setting::Axis(..)) { 2.0 * rate } else { rate }
+            if matches!(setting, Setting::Axis(..)) {
+                2.0 * rate
+            } else {
+                rate
+            }
         };
         // Few queue pairs and regions first: if they do, all that follows takes less time.
         let cheap = |setting: &Setting| matches!(setting, Setting::Axis(axis @ (Axis::Qps | Axis::Regions), v) if *v < axis.of(here) / 8);
-        if let Some(place) = self.untried.iter().position(|setting| cheap(setting) && weight(setting) > 0.0) {
+        if let Some(place) = self
+            .untried
+            .iter()
+            .position(|setting| cheap(setting) && weight(setting) > 0.0)
+        {
             return Some(self.untried.swap_remove(place));
         }
         let weights: Vec<f64> = self.untried.iter().map(weight).collect();
@@ -409,30 +538,53 @@ impl Ideas {
     /// present one hurt, the middle between them is tried, and the middles towards each: a plateau between two bounds is found so, though nothing on it
     /// tells its middle from its rim.
     fn learn(&mut self, setting: Setting, here: &Point, energy: f64, significant: f64) {
-        let Setting::Axis(axis, value) = setting else { return };
+        let Setting::Axis(axis, value) = setting else {
+            return;
+        };
         let value = f64::from(value);
         let line = self.axes.get_mut(&axis).expect("every axis has a line");
         line.tried.push(value);
         let helped = energy < -significant;
         if helped {
-            self.untried.retain(|other| other.feature() != setting.feature());
+            self.untried
+                .retain(|other| other.feature() != setting.feature());
         } else if energy > significant {
             line.hurting.push(value);
             // The other end is worth a second look: it leads away from here.
-            let end = if value < f64::from(axis.of(here)) { line.range.1 } else { line.range.0 };
+            let end = if value < f64::from(axis.of(here)) {
+                line.range.1
+            } else {
+                line.range.0
+            };
             let idea = Setting::Axis(axis, end as u32);
             if !line.hurting.contains(&end) && !self.untried.contains(&idea) {
                 self.untried.push(idea);
             }
         }
-        let at = if helped { value } else { f64::from(axis.of(here)) };
-        let below = line.hurting.iter().copied().filter(|v| *v < at).fold(0.0, f64::max);
-        let above = line.hurting.iter().copied().filter(|v| *v > at).fold(f64::INFINITY, f64::min);
+        let at = if helped {
+            value
+        } else {
+            f64::from(axis.of(here))
+        };
+        let below = line
+            .hurting
+            .iter()
+            .copied()
+            .filter(|v| *v < at)
+            .fold(0.0, f64::max);
+        let above = line
+            .hurting
+            .iter()
+            .copied()
+            .filter(|v| *v > at)
+            .fold(f64::INFINITY, f64::min);
         if below == 0.0 || above.is_infinite() {
             return;
         }
-        for middle in [below * above, below * at, at * above].map(|product| product.sqrt().round()) {
-            let news = (line.range.0..=line.range.1).contains(&middle) && line.tried.iter().all(|v| (v / middle).ln().abs() > 0.2);
+        for middle in [below * above, below * at, at * above].map(|product| product.sqrt().round())
+        {
+            let news = (line.range.0..=line.range.1).contains(&middle)
+                && line.tried.iter().all(|v| (v / middle).ln().abs() > 0.2);
             let idea = Setting::Axis(axis, middle as u32);
             if news && !self.untried.contains(&idea) {
                 self.untried.push(idea);
@@ -443,10 +595,16 @@ impl Ideas {
     /// Whether a number is farther than the present one from all values that hurt. Between bounds nothing tells how near they are; there
     /// this does, and a workload far from every bound of an anomaly shows it.
     fn is_deeper(&self, setting: Setting, here: &Point) -> bool {
-        let Setting::Axis(axis, value) = setting else { return false };
+        let Setting::Axis(axis, value) = setting else {
+            return false;
+        };
         let distance = |value: u32| {
             let far = |hurting: &f64| (f64::from(value) / hurting).ln().abs();
-            self.axes[&axis].hurting.iter().map(far).fold(f64::INFINITY, f64::min)
+            self.axes[&axis]
+                .hurting
+                .iter()
+                .map(far)
+                .fold(f64::INFINITY, f64::min)
         };
         distance(axis.of(here)).is_finite() && distance(value) > distance(axis.of(here))
     }

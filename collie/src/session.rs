@@ -58,7 +58,9 @@ pub struct OutOfTime;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// It is not the journal of this search.
-    #[error("record {0} of the journal is of another search: resume with the same seed, subsystem, space and strategy, or start a new journal")]
+    #[error(
+        "record {0} of the journal is of another search: resume with the same seed, subsystem, space and strategy, or start a new journal"
+    )]
     OtherSearch(usize),
     /// It cannot be written.
     #[error("the journal cannot be written: {0}")]
@@ -80,7 +82,12 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// A search of this many seconds of the subsystem's clock, within a space that may be narrower than the subsystem's own.
-    pub fn new(subsystem: &'a mut dyn Subsystem, space: Space, monitor: Monitor, budget_s: f64) -> Self {
+    pub fn new(
+        subsystem: &'a mut dyn Subsystem,
+        space: Space,
+        monitor: Monitor,
+        budget_s: f64,
+    ) -> Self {
         Session {
             subsystem,
             monitor,
@@ -134,10 +141,18 @@ impl<'a> Session<'a> {
             if confidence >= CLEAR {
                 return Ok(index);
             }
-            let side = if record.verdict.symptom().is_some() { &mut anomalous } else { &mut clean };
+            let side = if record.verdict.symptom().is_some() {
+                &mut anomalous
+            } else {
+                &mut clean
+            };
             *side = (side.0 + confidence, Some(index));
         }
-        let (winner, other) = if anomalous.0 > clean.0 { (anomalous, clean) } else { (clean, anomalous) };
+        let (winner, other) = if anomalous.0 > clean.0 {
+            (anomalous, clean)
+        } else {
+            (clean, anomalous)
+        };
         Ok(winner.1.or(other.1).expect("at least one vote was taken"))
     }
 
@@ -169,21 +184,39 @@ impl<'a> Session<'a> {
         let (probe, bound) = (self.subsystem.probe(point), self.subsystem.bound(point));
         let verdict = self.monitor.judge(&probe, &bound);
         let (mut counters, mut throughput, mut noise) = (Vec::new(), 0.0, 0.0);
-        if let (Ok(measurement), false) = (&probe.outcome, matches!(verdict, Verdict::Invalid { .. })) {
+        if let (Ok(measurement), false) =
+            (&probe.outcome, matches!(verdict, Verdict::Invalid { .. }))
+        {
             counters = measurement.counters();
-            let share = |s: &crate::subsystem::Sample| (s.bits_per_s / bound.bits_per_s).max(s.packets_per_s / bound.packets_per_s);
-            let receiving = measurement.ends.iter().filter(|end| end.iter().any(|s| s.packets_per_s > 0.0));
+            let share = |s: &crate::subsystem::Sample| {
+                (s.bits_per_s / bound.bits_per_s).max(s.packets_per_s / bound.packets_per_s)
+            };
+            let receiving = measurement
+                .ends
+                .iter()
+                .filter(|end| end.iter().any(|s| s.packets_per_s > 0.0));
             throughput = receiving
                 .map(|end| end.iter().map(share).sum::<f64>() / end.len() as f64)
                 .fold(f64::INFINITY, f64::min);
             noise = relative_error(&measurement.ends[0]);
         }
         let at_s = self.elapsed_s + probe.seconds;
-        Record { point: point.clone(), purpose, verdict, counters, throughput, noise, seconds: probe.seconds, at_s }
+        Record {
+            point: point.clone(),
+            purpose,
+            verdict,
+            counters,
+            throughput,
+            noise,
+            seconds: probe.seconds,
+            at_s,
+        }
     }
 
     fn write(&mut self, record: &Record) -> std::io::Result<()> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let Some(journal) = &mut self.journal else {
+            return Ok(());
+        };
         serde_json::to_writer(&mut *journal, record)?;
         journal.write_all(b"\n")?;
         journal.flush()
@@ -191,7 +224,9 @@ impl<'a> Session<'a> {
 
     /// The clean workloads of a region.
     pub fn clean_in<'s>(&'s self, region: &'s Region) -> impl Iterator<Item = &'s Record> {
-        self.records.iter().filter(|record| record.verdict.is_clean() && region.contains(&record.point))
+        self.records
+            .iter()
+            .filter(|record| record.verdict.is_clean() && region.contains(&record.point))
     }
 }
 
@@ -204,8 +239,16 @@ fn relative_error(samples: &[crate::subsystem::Sample]) -> f64 {
     }
     let errors = (0..counters).map(|i| {
         let mean = samples.iter().map(|s| s.counters[i]).sum::<f64>() / count;
-        let variance = samples.iter().map(|s| (s.counters[i] - mean).powi(2)).sum::<f64>() / (count - 1.0);
-        if mean > 0.0 { (variance / count).sqrt() / mean } else { 0.0 }
+        let variance = samples
+            .iter()
+            .map(|s| (s.counters[i] - mean).powi(2))
+            .sum::<f64>()
+            / (count - 1.0);
+        if mean > 0.0 {
+            (variance / count).sqrt() / mean
+        } else {
+            0.0
+        }
     });
     errors.sum::<f64>() / counters as f64
 }

@@ -31,5 +31,6 @@ pub mod stats;
 pub mod text;
 pub mod trace;
 pub mod validate;
+mod vet;
 pub mod worker;
 pub mod worker_http;
