@@ -148,7 +148,7 @@ impl Region {
     }
 
     /// From 0 to 1: how near a point is. The product of one margin per bound, the share of the way on a log scale from the far end of the
-    /// quantity to the bound; with one wrong category only [`HALF_OPEN`] of it is left, and with two nothing.
+    /// quantity to the bound; with one wrong category only a twentieth of it is left, and with two nothing.
     pub fn nearness(&self, point: &Point, space: &Space) -> f64 {
         let mut wrong_categories = 0;
         let mut nearness = 1.0;
