@@ -44,8 +44,9 @@ pub use request::{
 };
 pub use roster::RosterShape;
 pub use scheduler::{
-    Accepted, AcceptedWork, Consult, FirstCome, Policy, PolicyScheduler, Scheduler, SchedulerActor,
-    SchedulerHandle, SequenceView, StartScheduler, View, WorkerView, scheduler,
+    Accepted, AcceptedWork, Arrival, Batching, Consult, EarliestDeadline, FairShare, FirstCome,
+    Order, Pace, Policy, PolicyScheduler, Scheduler, SchedulerActor, SchedulerHandle, SequenceView,
+    SloClass, Standing, StartScheduler, TenantWeights, View, WeightError, WorkerView, scheduler,
 };
 pub use supervisor::LoadProgress;
 pub use timeline::{Activity, Recorder, Span, Timeline};

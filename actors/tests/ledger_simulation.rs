@@ -12,8 +12,9 @@ use volley_actors::protocol::{
     SequenceResult, StepReport, StepTiming,
 };
 use volley_actors::{
-    FinishReason, FirstCome, Ledger, Limits, Output, PolicyScheduler, Request, RequestEvent,
-    Scheduler, Sequences, SubmitError,
+    Batching, EarliestDeadline, FairShare, FinishReason, FirstCome, Ledger, Limits, Output, Pace,
+    Policy, PolicyScheduler, Request, RequestEvent, Scheduler, Sequences, SloClass, SubmitError,
+    TenantWeights,
 };
 use volley_transports::Epoch;
 
@@ -42,6 +43,15 @@ fn expected(request: &Request) -> (Vec<u32>, FinishReason) {
     )
 }
 
+/// A millisecond, and 10 us for each unit of effort.
+fn step_time(step: &AttentionStep) -> Duration {
+    let efforts = step
+        .work
+        .iter()
+        .map(|work| Pace::effort(work.start, work.tokens));
+    Duration::from_micros(1000 + 10 * efforts.sum::<u64>())
+}
+
 struct Worker {
     epoch: Epoch,
     sequences: Sequences,
@@ -54,7 +64,7 @@ struct Worker {
 
 struct Simulation {
     ledger: Ledger,
-    scheduler: PolicyScheduler<FirstCome>,
+    scheduler: Box<dyn Scheduler>,
     membership: Membership,
     workers: Vec<Worker>,
     clients: BTreeMap<SequenceId, Vec<RequestEvent>>,
@@ -67,7 +77,7 @@ impl Simulation {
         micro_batches: u8,
         kv_blocks: u32,
         max_rows: u32,
-        policy: FirstCome,
+        policy: impl Policy + 'static,
     ) -> Self {
         let capacity = AttentionCapacity {
             alive: true,
@@ -95,7 +105,7 @@ impl Simulation {
         };
         let mut simulation = Simulation {
             ledger: Ledger::new(limits),
-            scheduler: PolicyScheduler::new(policy),
+            scheduler: Box::new(PolicyScheduler::new(policy)),
             membership: membership.clone(),
             workers: (0..workers).map(|_| worker()).collect(),
             clients: BTreeMap::new(),
@@ -223,7 +233,11 @@ impl Simulation {
     }
 
     /// The scheduler dies and another one takes over as soon as no step is under way.
-    fn replace_scheduler(&mut self, policy: FirstCome, mut choose: impl FnMut(usize) -> usize) {
+    fn replace_scheduler(
+        &mut self,
+        scheduler: Box<dyn Scheduler>,
+        mut choose: impl FnMut(usize) -> usize,
+    ) {
         loop {
             self.ledger.absorb();
             self.carry_out();
@@ -234,7 +248,7 @@ impl Simulation {
             let (worker, micro_batch) = busy[choose(busy.len())];
             self.step(worker, micro_batch, 0);
         }
-        self.scheduler = PolicyScheduler::new(policy);
+        self.scheduler = scheduler;
         self.ledger.introduce();
         self.settle();
     }
@@ -325,7 +339,10 @@ impl Worker {
             }
             results.push(result);
         }
-        let timing = StepTiming::default();
+        let timing = StepTiming {
+            total: step_time(&step),
+            ..StepTiming::default()
+        };
         let (epoch, micro_batch, step) = (step.epoch, step.micro_batch, step.step);
         Some(StepReport {
             worker: index,
@@ -354,6 +371,31 @@ fn check_complete(events: &[RequestEvent], request: &Request) {
         .iter()
         .filter(|event| matches!(event, RequestEvent::Finished(_)));
     assert_eq!(ends.count(), 1);
+}
+
+/// Shipped policies.
+const SHIPPED: usize = 4;
+
+fn shipped(which: usize, prefill: u32, fill: u32) -> Box<dyn Scheduler> {
+    fn boxed(policy: impl Policy + 'static) -> Box<dyn Scheduler> {
+        Box::new(PolicyScheduler::new(policy))
+    }
+    let first_come = FirstCome::first_come(prefill, fill);
+    match which {
+        0 => boxed(first_come),
+        1 => boxed(Batching::new(FairShare::default(), prefill, fill)),
+        2 => {
+            let class = |priority| SloClass {
+                priority,
+                target: Duration::from_millis(100 / (priority as u64 + 1)),
+            };
+            let classes = vec![class(1), class(2)];
+            let order = EarliestDeadline::new(classes, Duration::from_millis(300));
+            boxed(Batching::new(order, prefill, fill))
+        }
+        // A row takes two thirds of a millisecond: the target is often out of reach.
+        _ => boxed(first_come.paced(Pace::new(Duration::from_millis(9)))),
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -391,14 +433,16 @@ proptest! {
         // As few blocks as one full context, so that preemption is the rule.
         kv_blocks in 16..40u32,
         (max_rows, prefill, fill) in (1..40u32, 1..40u32, 1..8u32),
+        which in 0..SHIPPED,
         mut random in any::<u64>(),
     ) {
         let mut choose = move |n: usize| {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (random >> 33) as usize % n
         };
-        let policy = FirstCome::new(prefill.min(max_rows), fill);
-        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, policy.clone());
+        let make = || shipped(which, prefill.min(max_rows), fill);
+        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, FirstCome::first_come(1, 1));
+        simulation.replace_scheduler(make(), &mut choose);
         let mut requests = Vec::new();
         let mut cancelled = BTreeSet::new();
         for act in acts {
@@ -406,6 +450,8 @@ proptest! {
                 Act::Submit { prompt, max_tokens, stop } => {
                     let prompt = (0..prompt as u32).map(|i| (i * 7 + requests.len() as u32) % VOCAB).collect();
                     let mut request = Request::greedy(prompt, max_tokens);
+                    request.tenant = ["a", "b", "c"][choose(3)].into();
+                    request.priority = choose(3) as i32;
                     if stop {
                         request.stop_tokens = (0..VOCAB).step_by(8).collect();
                     }
@@ -430,7 +476,7 @@ proptest! {
                 }
                 Act::Cancel(_) => {}
                 Act::Regroup => simulation.regroup(&mut choose),
-                Act::ReplaceScheduler => simulation.replace_scheduler(policy.clone(), &mut choose),
+                Act::ReplaceScheduler => simulation.replace_scheduler(make(), &mut choose),
             }
         }
         simulation.finish(&mut choose);
@@ -456,7 +502,7 @@ proptest! {
 #[test]
 fn a_new_epoch_computes_nothing_again_that_is_on_a_worker_that_stays() {
     for lost in [None, Some(1)] {
-        let mut simulation = Simulation::new(2, 2, 64, 32, FirstCome::new(32, 1));
+        let mut simulation = Simulation::new(2, 2, 64, 32, FirstCome::first_come(32, 1));
         let requests: Vec<Request> = (0..6).map(|i| Request::greedy(vec![i; 20], 30)).collect();
         for request in &requests {
             simulation
@@ -501,7 +547,7 @@ fn a_new_epoch_computes_nothing_again_that_is_on_a_worker_that_stays() {
 
 #[test]
 fn preemption_happens_and_loses_nothing() {
-    let mut simulation = Simulation::new(1, 2, 16, 32, FirstCome::new(32, 1));
+    let mut simulation = Simulation::new(1, 2, 16, 32, FirstCome::first_come(32, 1));
     let requests: Vec<Request> = (0..6)
         .map(|i| Request::greedy(vec![i, i + 1, i + 2], 40))
         .collect();
@@ -525,7 +571,7 @@ fn a_micro_batch_is_filled_before_another_is_opened() {
         [0, 1].map(|mb: usize| steps[mb].front().map_or(0, |step| step.work.len()))
     }
     for (fill, opened) in [(1, [3, 3]), (3, [3, 3]), (4, [6, 0])] {
-        let mut simulation = Simulation::new(1, 2, 64, 32, FirstCome::new(32, fill));
+        let mut simulation = Simulation::new(1, 2, 64, 32, FirstCome::first_come(32, fill));
         let submit = |simulation: &mut Simulation, limit| {
             let request = Request::greedy(vec![1], limit);
             simulation.ledger.submit(request, Duration::ZERO).unwrap();
@@ -551,7 +597,7 @@ fn a_micro_batch_is_filled_before_another_is_opened() {
 
 #[test]
 fn what_cannot_run_is_refused_with_the_numbers() {
-    let mut simulation = Simulation::new(1, 1, 16, 32, FirstCome::new(32, 1));
+    let mut simulation = Simulation::new(1, 1, 16, 32, FirstCome::first_come(32, 1));
     let mut submit = |request| simulation.ledger.submit(request, Duration::ZERO);
     assert_eq!(
         submit(Request::greedy(vec![], 1)),
@@ -602,4 +648,131 @@ fn the_waiting_queue_is_bounded() {
     let full = ledger.submit(Request::greedy(vec![1], 5), Duration::ZERO);
     assert_eq!(full, Err(SubmitError::QueueFull { waiting: 3 }));
     assert!(full.unwrap_err().is_overload());
+}
+
+/// How many tokens each tenant got while all had work waiting.
+fn generated_by(
+    simulation: &Simulation,
+    requests: &[(SequenceId, Request)],
+) -> BTreeMap<String, usize> {
+    let mut by = BTreeMap::new();
+    for (sequence, request) in requests {
+        let events = simulation.clients.get(sequence);
+        let tokens = events.map_or(0, |events| tokens(events).len());
+        *by.entry(request.tenant.to_string()).or_default() += tokens;
+    }
+    by
+}
+
+/// One worker with room for three or four sequences, and many that want in.
+fn crowd(
+    policy: impl Policy + 'static,
+    tenants: &[(&str, usize)],
+    steps: usize,
+) -> BTreeMap<String, usize> {
+    let mut simulation = Simulation::new(1, 1, 16, 32, policy);
+    let mut requests = Vec::new();
+    for &(tenant, count) in tenants {
+        for i in 0..count {
+            let mut request = Request::greedy(vec![i as u32 % VOCAB; 4], 12);
+            request.tenant = tenant.into();
+            let sequence = simulation
+                .ledger
+                .submit(request.clone(), Duration::ZERO)
+                .unwrap();
+            requests.push((sequence, request));
+        }
+    }
+    simulation.settle();
+    for _ in 0..steps {
+        simulation.step(0, 0, 9);
+    }
+    generated_by(&simulation, &requests)
+}
+
+#[test]
+fn tenants_share_by_weight_and_a_flood_takes_nothing_from_others() {
+    let tenants = [("flood", 300), ("small", 100)];
+    let first = crowd(FirstCome::first_come(32, 1), &tenants, 300);
+    assert_eq!(
+        first["small"], 0,
+        "whoever came first has it all: {first:?}"
+    );
+    let equal = crowd(Batching::new(FairShare::default(), 32, 1), &tenants, 300);
+    let share =
+        |by: &BTreeMap<String, usize>| by["small"] as f64 / (by["small"] + by["flood"]) as f64;
+    assert!((0.45..0.55).contains(&share(&equal)), "{equal:?}");
+    let weights = TenantWeights::new([("flood".to_owned(), 3.0)].into(), 1.0).unwrap();
+    let weighted = crowd(Batching::new(FairShare::new(weights), 32, 1), &tenants, 300);
+    assert!((0.2..0.3).contains(&share(&weighted)), "{weighted:?}");
+}
+
+#[test]
+fn the_earliest_deadline_starts_next() {
+    let class = SloClass {
+        priority: 5,
+        target: Duration::from_millis(50),
+    };
+    let order = EarliestDeadline::new(vec![class], Duration::from_secs(1));
+    let mut simulation = Simulation::new(1, 1, 16, 32, Batching::new(order, 32, 1));
+    let submit = |simulation: &mut Simulation, priority, at| {
+        let mut request = Request::greedy(vec![1; 4], 12);
+        request.priority = priority;
+        simulation
+            .ledger
+            .submit(request, Duration::from_millis(at))
+            .unwrap()
+    };
+    let patient: Vec<SequenceId> = (0..40).map(|_| submit(&mut simulation, 0, 0)).collect();
+    simulation.settle();
+    simulation.step(0, 0, 9);
+    // One that came when it could not be met any more would stand behind those that wait since long ago.
+    let urgent = submit(&mut simulation, 5, 2);
+    let hopeless = submit(&mut simulation, 5, 999);
+    while !simulation.clients.contains_key(&hopeless) {
+        simulation.step(0, 0, 9);
+    }
+    let order: Vec<SequenceId> = simulation.clients.keys().copied().collect();
+    assert!(order.contains(&urgent));
+    let started = patient.iter().filter(|id| order.contains(id)).count();
+    assert_eq!(started, 40, "the deadline of the hopeless one is the last");
+}
+
+#[test]
+fn a_pace_keeps_steps_within_their_time_and_a_hopeless_one_stops_nobody() {
+    let longest = |target: Option<u64>| {
+        let policy = FirstCome::first_come(64, 1);
+        let policy = match target {
+            Some(target) => policy.paced(Pace::new(Duration::from_millis(target))),
+            None => policy,
+        };
+        let mut simulation = Simulation::new(1, 1, 400, 64, policy);
+        let ids: Vec<SequenceId> = (0..40)
+            .map(|i| {
+                let request = Request::greedy(vec![i; 8], 40);
+                simulation.ledger.submit(request, Duration::ZERO).unwrap()
+            })
+            .collect();
+        simulation.settle();
+        let (mut steps, mut longest) = (0, Duration::ZERO);
+        while let Some(step) = simulation.workers[0].steps[0].front() {
+            let time = step_time(step);
+            steps += 1;
+            // The first steps teach it.
+            if steps > 100 {
+                longest = longest.max(time);
+            }
+            simulation.step(0, 0, 9);
+        }
+        let request = |i: usize| Request::greedy(vec![i as u32; 8], 40);
+        for (i, id) in ids.iter().enumerate() {
+            check_complete(&simulation.clients[id], &request(i));
+        }
+        longest
+    };
+    let paced = longest(Some(9));
+    let within = Duration::from_millis(5)..Duration::from_micros(9_900);
+    assert!(within.contains(&paced), "{paced:?}");
+    longest(Some(0));
+    longest(None);
 }

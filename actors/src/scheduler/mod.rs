@@ -4,16 +4,25 @@
 //! [`Scheduler`] answers every event itself. An actix actor that handles [`Consult`] is a scheduler without using anything of ours.
 
 mod actor;
-mod first_come;
+mod batching;
+mod order;
+mod pace;
 mod view;
 
 pub use actor::{Consult, SchedulerActor, SchedulerHandle, StartScheduler, scheduler};
-pub use first_come::FirstCome;
+pub use batching::Batching;
+pub use order::{
+    Arrival, EarliestDeadline, FairShare, Order, SloClass, Standing, TenantWeights, WeightError,
+};
+pub use pace::Pace;
 pub use view::{Accepted, AcceptedWork, SequenceView, View, WorkerView};
 
 use volley_transports::MicroBatch;
 
 use crate::protocol::{Now, PLANS_AHEAD, SchedulerEvent, StepPlan};
+
+/// First come, first served, with nothing else: the policy of a cluster that is told no other.
+pub type FirstCome = Batching<Arrival>;
 
 /// Plans steps in answer to events. Pure: no clock, no threads, no I/O; see the protocol in [`crate::protocol`].
 pub trait Scheduler: Send {
@@ -23,6 +32,9 @@ pub trait Scheduler: Send {
 
 /// Picks the next step of one micro-batch.
 pub trait Policy: Send {
+    /// Hears of an event before the books have entered it.
+    fn observe(&mut self, _event: &SchedulerEvent, _view: &View) {}
+
     /// The work of the next step of `micro_batch`, from the books. An empty plan means: nothing to do now.
     fn plan(&mut self, view: &View, micro_batch: MicroBatch, now: Now) -> StepPlan;
 }
@@ -51,6 +63,7 @@ impl<P: Policy> PolicyScheduler<P> {
 
 impl<P: Policy> Scheduler for PolicyScheduler<P> {
     fn handle(&mut self, event: &SchedulerEvent, now: Now, plans: &mut Vec<StepPlan>) {
+        self.policy.observe(event, &self.view);
         self.view.hear(event);
         // Running steps first, plans ahead second: an idle micro-batch is the more urgent one.
         for depth in 0..PLANS_AHEAD {
