@@ -288,7 +288,7 @@ impl Drop for Cluster {
 /// The shipped scheduler, in the frontend's own thread: it is quick and does not panic.
 fn first_come(prefill_tokens: u32, fill: u32) -> StartScheduler {
     Box::new(move || {
-        let scheduler = PolicyScheduler::new(FirstCome::first_come(prefill_tokens, fill));
+        let scheduler = PolicyScheduler::new(FirstCome::new(prefill_tokens, fill));
         SchedulerActor(scheduler).start().recipient()
     })
 }

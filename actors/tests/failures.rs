@@ -195,7 +195,7 @@ async fn a_scheduler_that_panics_and_talks_nonsense_loses_nothing() {
     let unruly = scheduler(move || {
         count.fetch_add(1, Ordering::Relaxed);
         Unruly {
-            inner: PolicyScheduler::new(FirstCome::first_come(24, 2)),
+            inner: PolicyScheduler::new(FirstCome::new(24, 2)),
             events: 0,
             made: Arc::clone(&count),
         }

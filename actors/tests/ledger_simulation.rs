@@ -380,10 +380,10 @@ fn shipped(which: usize, prefill: u32, fill: u32) -> Box<dyn Scheduler> {
     fn boxed(policy: impl Policy + 'static) -> Box<dyn Scheduler> {
         Box::new(PolicyScheduler::new(policy))
     }
-    let first_come = FirstCome::first_come(prefill, fill);
+    let first_come = FirstCome::new(prefill, fill);
     match which {
         0 => boxed(first_come),
-        1 => boxed(Batching::new(FairShare::default(), prefill, fill)),
+        1 => boxed(Batching::by(FairShare::default(), prefill, fill)),
         2 => {
             let class = |priority| SloClass {
                 priority,
@@ -391,7 +391,7 @@ fn shipped(which: usize, prefill: u32, fill: u32) -> Box<dyn Scheduler> {
             };
             let classes = vec![class(1), class(2)];
             let order = EarliestDeadline::new(classes, Duration::from_millis(300));
-            boxed(Batching::new(order, prefill, fill))
+            boxed(Batching::by(order, prefill, fill))
         }
         // A row takes two thirds of a millisecond: the target is often out of reach.
         _ => boxed(first_come.paced(Pace::new(Duration::from_millis(9)))),
@@ -441,7 +441,7 @@ proptest! {
             (random >> 33) as usize % n
         };
         let make = || shipped(which, prefill.min(max_rows), fill);
-        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, FirstCome::first_come(1, 1));
+        let mut simulation = Simulation::new(workers, micro_batches, kv_blocks, max_rows, FirstCome::new(1, 1));
         simulation.replace_scheduler(make(), &mut choose);
         let mut requests = Vec::new();
         let mut cancelled = BTreeSet::new();
@@ -502,7 +502,7 @@ proptest! {
 #[test]
 fn a_new_epoch_computes_nothing_again_that_is_on_a_worker_that_stays() {
     for lost in [None, Some(1)] {
-        let mut simulation = Simulation::new(2, 2, 64, 32, FirstCome::first_come(32, 1));
+        let mut simulation = Simulation::new(2, 2, 64, 32, FirstCome::new(32, 1));
         let requests: Vec<Request> = (0..6).map(|i| Request::greedy(vec![i; 20], 30)).collect();
         for request in &requests {
             simulation
@@ -547,7 +547,7 @@ fn a_new_epoch_computes_nothing_again_that_is_on_a_worker_that_stays() {
 
 #[test]
 fn preemption_happens_and_loses_nothing() {
-    let mut simulation = Simulation::new(1, 2, 16, 32, FirstCome::first_come(32, 1));
+    let mut simulation = Simulation::new(1, 2, 16, 32, FirstCome::new(32, 1));
     let requests: Vec<Request> = (0..6)
         .map(|i| Request::greedy(vec![i, i + 1, i + 2], 40))
         .collect();
@@ -571,7 +571,7 @@ fn a_micro_batch_is_filled_before_another_is_opened() {
         [0, 1].map(|mb: usize| steps[mb].front().map_or(0, |step| step.work.len()))
     }
     for (fill, opened) in [(1, [3, 3]), (3, [3, 3]), (4, [6, 0])] {
-        let mut simulation = Simulation::new(1, 2, 64, 32, FirstCome::first_come(32, fill));
+        let mut simulation = Simulation::new(1, 2, 64, 32, FirstCome::new(32, fill));
         let submit = |simulation: &mut Simulation, limit| {
             let request = Request::greedy(vec![1], limit);
             simulation.ledger.submit(request, Duration::ZERO).unwrap();
@@ -597,7 +597,7 @@ fn a_micro_batch_is_filled_before_another_is_opened() {
 
 #[test]
 fn what_cannot_run_is_refused_with_the_numbers() {
-    let mut simulation = Simulation::new(1, 1, 16, 32, FirstCome::first_come(32, 1));
+    let mut simulation = Simulation::new(1, 1, 16, 32, FirstCome::new(32, 1));
     let mut submit = |request| simulation.ledger.submit(request, Duration::ZERO);
     assert_eq!(
         submit(Request::greedy(vec![], 1)),
@@ -693,17 +693,17 @@ fn crowd(
 #[test]
 fn tenants_share_by_weight_and_a_flood_takes_nothing_from_others() {
     let tenants = [("flood", 300), ("small", 100)];
-    let first = crowd(FirstCome::first_come(32, 1), &tenants, 300);
+    let first = crowd(FirstCome::new(32, 1), &tenants, 300);
     assert_eq!(
         first["small"], 0,
         "whoever came first has it all: {first:?}"
     );
-    let equal = crowd(Batching::new(FairShare::default(), 32, 1), &tenants, 300);
+    let equal = crowd(Batching::by(FairShare::default(), 32, 1), &tenants, 300);
     let share =
         |by: &BTreeMap<String, usize>| by["small"] as f64 / (by["small"] + by["flood"]) as f64;
     assert!((0.45..0.55).contains(&share(&equal)), "{equal:?}");
     let weights = TenantWeights::new([("flood".to_owned(), 3.0)].into(), 1.0).unwrap();
-    let weighted = crowd(Batching::new(FairShare::new(weights), 32, 1), &tenants, 300);
+    let weighted = crowd(Batching::by(FairShare::new(weights), 32, 1), &tenants, 300);
     assert!((0.2..0.3).contains(&share(&weighted)), "{weighted:?}");
 }
 
@@ -714,7 +714,7 @@ fn the_earliest_deadline_starts_next() {
         target: Duration::from_millis(50),
     };
     let order = EarliestDeadline::new(vec![class], Duration::from_secs(1));
-    let mut simulation = Simulation::new(1, 1, 16, 32, Batching::new(order, 32, 1));
+    let mut simulation = Simulation::new(1, 1, 16, 32, Batching::by(order, 32, 1));
     let submit = |simulation: &mut Simulation, priority, at| {
         let mut request = Request::greedy(vec![1; 4], 12);
         request.priority = priority;
@@ -741,7 +741,7 @@ fn the_earliest_deadline_starts_next() {
 #[test]
 fn a_pace_keeps_steps_within_their_time_and_a_hopeless_one_stops_nobody() {
     let longest = |target: Option<u64>| {
-        let policy = FirstCome::first_come(64, 1);
+        let policy = FirstCome::new(64, 1);
         let policy = match target {
             Some(target) => policy.paced(Pace::new(Duration::from_millis(target))),
             None => policy,

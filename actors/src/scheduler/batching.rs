@@ -32,8 +32,8 @@ pub struct Batching<O> {
 }
 
 impl<O: Order> Batching<O> {
-    /// With at most `prefill_tokens` of prompts in one worker's step, and `fill` rows in a micro-batch before there is another.
-    pub fn new(order: O, prefill_tokens: u32, fill: u32) -> Self {
+    /// In this order, with at most `prefill_tokens` of prompts in one worker's step, and `fill` rows in a micro-batch before there is another.
+    pub fn by(order: O, prefill_tokens: u32, fill: u32) -> Self {
         Batching {
             prefill_tokens: prefill_tokens.max(1),
             fill: fill.max(1),
@@ -55,8 +55,8 @@ impl<O: Order> Batching<O> {
 
 impl super::FirstCome {
     /// First come, first served, with at most `prefill_tokens` of prompts in one worker's step, and `fill` rows in a micro-batch before there is another.
-    pub fn first_come(prefill_tokens: u32, fill: u32) -> Self {
-        Batching::new(Arrival, prefill_tokens, fill)
+    pub fn new(prefill_tokens: u32, fill: u32) -> Self {
+        Batching::by(Arrival, prefill_tokens, fill)
     }
 }
 
