@@ -96,10 +96,10 @@ struct Seat {
 struct Occupant {
     life: u64,
     loaded: bool,
-    /// Experts it holds.
+    /// Experts it holds and will go on to hold.
     holds: BTreeSet<u16>,
-    /// Experts it was told to adopt.
-    adopting: BTreeSet<u16>,
+    /// What it was last told to adopt: it drops, or has dropped, what it adopted before and is not named here.
+    told: BTreeSet<u16>,
     /// The epoch since which it has taken part without a break.
     since: Option<Epoch>,
     /// It leaves as soon as the others suffice.
@@ -183,7 +183,7 @@ impl Roster {
                 life,
                 loaded: false,
                 holds: BTreeSet::new(),
-                adopting: BTreeSet::new(),
+                told: BTreeSet::new(),
                 since: None,
                 leaving: false,
             });
@@ -197,15 +197,15 @@ impl Roster {
         life: u64,
         holds: impl IntoIterator<Item = u16>,
     ) {
+        let home = self.home(worker);
         if let Some(occupant) = self
             .occupant_mut(worker)
             .filter(|occupant| occupant.life == life)
         {
             occupant.loaded = true;
-            occupant.holds = holds.into_iter().collect();
-            occupant
-                .adopting
-                .retain(|expert| !occupant.holds.contains(expert));
+            // It may have said so before it heard what else it was told since, or in an earlier life.
+            let lasts = |expert: &u16| home.contains(expert) || occupant.told.contains(expert);
+            occupant.holds = holds.into_iter().filter(lasts).collect();
         }
     }
 
@@ -329,15 +329,18 @@ impl Roster {
         }
         let orphans = self.orphans(now, false);
         let spare = usize::from(self.shape.spare);
-        let mut room: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
+        let mut lists: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
         let mut waiting = BTreeSet::new();
         for (&id, seat) in &self.seats {
             if let Some(occupant) = seat.available(now)
                 && id.role == Role::Expert
                 && !occupant.leaving
             {
-                waiting.extend(occupant.adopting.iter().copied());
-                room.insert(id, occupant.adopting.clone());
+                let adopting = occupant.told.difference(&occupant.holds).copied();
+                let mut list = self.needed(id, occupant, now);
+                list.extend(adopting.clone());
+                waiting.extend(adopting);
+                lists.insert(id, list);
             }
         }
         let mut told = BTreeSet::new();
@@ -345,7 +348,7 @@ impl Roster {
             .into_iter()
             .filter(|expert| !waiting.contains(expert))
         {
-            let Some((&id, list)) = room.iter_mut().min_by_key(|(_, list)| list.len()) else {
+            let Some((&id, list)) = lists.iter_mut().min_by_key(|(_, list)| list.len()) else {
                 return Vec::new();
             };
             if list.len() >= spare {
@@ -355,13 +358,51 @@ impl Roster {
             told.insert(id);
         }
         for &id in &told {
+            let home = self.home(id);
             if let Some(occupant) = self.occupant_mut(id) {
-                occupant.adopting.clone_from(&room[&id]);
+                occupant.told.clone_from(&lists[&id]);
+                let told = &occupant.told;
+                occupant
+                    .holds
+                    .retain(|expert| home.contains(expert) || told.contains(expert));
             }
         }
         told.into_iter()
-            .map(|id| (id, room[&id].iter().copied().collect()))
+            .map(|id| (id, lists[&id].iter().copied().collect()))
             .collect()
+    }
+
+    /// Of the experts that a worker has adopted, those that others send to it for, or would have to.
+    fn needed(&self, worker: WorkerId, occupant: &Occupant, now: Now) -> BTreeSet<u16> {
+        let home = self.home(worker);
+        let adopted = occupant
+            .holds
+            .iter()
+            .filter(|expert| !home.contains(expert));
+        let needed = adopted.filter(|&&expert| {
+            let owners = self
+                .current
+                .as_ref()
+                .map(|current| &current.owners[usize::from(expert)]);
+            let sent_here = owners.is_some_and(|owners| owners.first() == Some(&worker.index));
+            let others = self.available(Role::Expert, now, false);
+            let mut others = others.filter(|&(index, _)| index != worker.index);
+            sent_here || !others.any(|(_, other)| other.holds.contains(&expert))
+        });
+        needed.copied().collect()
+    }
+
+    /// The experts that a worker holds from the start.
+    fn home(&self, worker: WorkerId) -> BTreeSet<u16> {
+        match worker.role {
+            Role::Attention => BTreeSet::new(),
+            Role::Expert => self
+                .shape
+                .home(worker.index)
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
+        }
     }
 
     /// Experts without an owner that can take part; those that leave count if `leaving`.
