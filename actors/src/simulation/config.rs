@@ -38,6 +38,9 @@ pub struct SimulationConfig {
     pub peer_deadline: Duration,
     /// The network under lanes and control links.
     pub network: Conditions,
+    /// Bytes that a row counts for on its way to an expert worker, and an output on its way back; none: those of the frames as they are, whose rows are
+    /// short.
+    pub row_bytes: Option<(u64, u64)>,
     /// From the start of a worker's process until it has its weights.
     pub load_time: Duration,
     /// Time in which a worker loads experts that it adopts.

@@ -38,6 +38,8 @@ pub(super) enum Deed {
     Step(StepDone),
     /// For the log.
     Note(String),
+    /// Part of a plan was refused, which the shipped schedulers never give cause for.
+    Refused(String),
     /// What must not be.
     Wrong(String),
 }
@@ -350,7 +352,7 @@ impl Controller {
         };
         if let SchedulerEvent::Refused(refused) = &event {
             self.deeds
-                .push(Deed::Wrong(format!("a plan was refused: {refused:?}")));
+                .push(Deed::Refused(format!("a plan was refused: {refused:?}")));
         }
         let mut plans = Vec::new();
         self.scheduler.handle(&event, now, &mut plans);

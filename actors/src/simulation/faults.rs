@@ -12,9 +12,14 @@ impl Simulation {
         self.push(now + fault.lasts, Happening::Mend(index));
         match fault.kind {
             FaultKind::Kill { worker, told } => {
+                let idle = self.mold.config.network.idle_timeout;
                 if let Some(host) = self.hosts.get_mut(&worker) {
                     host.process = None;
                     host.away += 1;
+                    // The next process does not know this link.
+                    if let Some(link) = host.link.take() {
+                        self.push(now + idle, Happening::Gone(worker, link.life));
+                    }
                 }
                 if told {
                     self.end_process(worker);

@@ -91,6 +91,8 @@ enum Body {
 pub(super) enum Next {
     /// It computes for so long.
     Busy(Duration),
+    /// It loads for so long.
+    Loads(Duration),
     /// It rests until something comes, or for so long.
     Rest(Duration),
 }
@@ -368,7 +370,7 @@ impl<L: Sized> Shell<L> {
             if !delay.is_zero() && !std::mem::replace(&mut self.fetched, true) {
                 self.inbox.push_front(signal);
                 self.busy = true;
-                return Ok(Some(Next::Busy(delay)));
+                return Ok(Some(Next::Loads(delay)));
             }
             self.fetched = false;
             self.logic.hear(signal)?;

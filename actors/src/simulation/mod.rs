@@ -27,7 +27,7 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand_pcg::Pcg64;
 use volley_transports::simulated::{Pace, SimulatedNetwork};
-use volley_transports::{Epoch, WorkerId};
+use volley_transports::{Epoch, FrameKind, HEADER_BYTES, Header, WorkerId};
 
 pub use config::{Arrival, Fault, FaultKind, SimulationConfig};
 pub use costs::{AttentionLoad, Costs, ExpertRound, FlatCosts};
@@ -75,8 +75,9 @@ pub struct Simulation {
     faults: Vec<Fault>,
     streams: Vec<Stream>,
     by_sequence: BTreeMap<SequenceId, usize>,
-    /// Streams that have not ended, and arrivals and faults still to come or to end.
+    /// Streams and faults that have not ended.
     open: usize,
+    /// See [`unchecked`](Simulation::unchecked).
     check: bool,
     steps: u64,
     /// When the last step ended, or the last fault or arrival, if that is later.
@@ -112,6 +113,8 @@ enum Happening {
     Up(WorkerId, u64, Up),
     /// A worker has been unheard since then.
     Silence(WorkerId, u64, Duration),
+    /// The occupant of a seat has been gone for as long as it takes to notice.
+    Gone(WorkerId, u64),
     /// The controller has ended a link.
     HungUp(WorkerId, u64),
     Consider(WorkerId, Epoch, String),
@@ -138,7 +141,10 @@ impl Simulation {
             .topology(config.micro_batches)
             .map_err(|e| e.to_string())?;
         let network = SimulatedNetwork::new(config.network, config.seed, Pace::Driven);
-        let network = network.map_err(|e| e.to_string())?;
+        let mut network = network.map_err(|e| e.to_string())?;
+        if let Some(row_bytes) = config.row_bytes {
+            network = network.with_size(Arc::new(move |frame| frame_bytes(frame, row_bytes)));
+        }
         let model = HashModel {
             layers: config.layers,
             experts: config.roster.experts,
@@ -190,7 +196,8 @@ impl Simulation {
         Ok(simulation)
     }
 
-    /// Leaves out the comparison of every stream with what it must be, which costs more than the simulation when streams are long.
+    /// Leaves out the comparison of every stream with what it must be, which costs more than the simulation when streams are long, and lets the scheduler make plans
+    /// that are refused in part, as a user's own may.
     pub fn unchecked(mut self) -> Self {
         self.check = false;
         self
@@ -306,11 +313,14 @@ impl Simulation {
             }
             Happening::Silence(worker, life, since) => {
                 if self.hosts[&worker].unheard_since == Some(since) {
-                    self.controller
-                        .gone(worker, life, "nothing is heard of it", now);
-                    self.do_deeds();
+                    self.happen(Happening::Gone(worker, life));
                     self.link_broke(worker, life);
                 }
+            }
+            Happening::Gone(worker, life) => {
+                self.controller
+                    .gone(worker, life, "nothing is heard of it", now);
+                self.do_deeds();
             }
             Happening::HungUp(worker, life) => self.link_broke(worker, life),
             Happening::Consider(worker, epoch, reason) => {
@@ -409,6 +419,9 @@ impl Simulation {
                 let cost = cost * host.slowness;
                 host.busy += cost;
                 self.push(now + cost, Happening::Computed(worker, number));
+            }
+            Ok(Some(Next::Loads(time))) => {
+                self.push(now + time, Happening::Computed(worker, number));
             }
             Ok(Some(Next::Rest(at_most))) => {
                 *process.wakes() = Some(now + at_most);
@@ -547,6 +560,8 @@ impl Simulation {
                         outcome::add(&mut self.timing, &done.timing);
                     }
                     Deed::Note(text) => self.note(text),
+                    Deed::Refused(text) if self.check => self.wrong = Some(text),
+                    Deed::Refused(text) => self.note(text),
                     Deed::Wrong(text) => self.wrong = Some(text),
                 }
             }
@@ -565,6 +580,18 @@ impl Simulation {
         }
         self.log.push_back((self.now(), text));
     }
+}
+
+/// Bytes of a frame whose rows were as long as those of a real model.
+fn frame_bytes(frame: &[u8], (dispatch, combine): (u64, u64)) -> usize {
+    let Ok(header) = Header::parse(frame) else {
+        return frame.len();
+    };
+    let rows = match header.kind {
+        FrameKind::Dispatch => u64::from(header.rows) * dispatch,
+        FrameKind::Combine => u64::from(header.assignments) * combine,
+    };
+    HEADER_BYTES + rows as usize
 }
 
 impl PartialEq for Due {

@@ -265,7 +265,9 @@ impl ExpertCompute for HashExperts {
         out: &mut [f32],
     ) -> Result<(), ModuleError> {
         let held = |expert: &u16| self.home.contains(expert) || self.adopted.contains(expert);
-        if let Some(&expert) = experts.iter().find(|expert| !held(expert)) {
+        let mut groups = experts.iter().zip(offsets.windows(2));
+        if let Some((&expert, _)) = groups.find(|(expert, rows)| rows[0] < rows[1] && !held(expert))
+        {
             self.unfilled.store(true, Ordering::Relaxed);
             return Err(ModuleError::NotHeld { expert });
         }

@@ -85,6 +85,7 @@ pub fn scenario(seed: u64) -> Scenario {
         max_waiting: 1000,
         peer_deadline: ms(random.random_range(1000..3000)),
         network,
+        row_bytes: None,
         load_time: ms(random.random_range(10..1000)),
         adopt_time: ms(random.random_range(1..500)),
         scheduler_time: Duration::from_micros(random.random_range(0..5000)),

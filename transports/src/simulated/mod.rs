@@ -38,7 +38,11 @@ pub enum Pace {
 pub struct SimulatedNetwork {
     world: Arc<Mutex<World>>,
     pace: Pace,
+    size: FrameSize,
 }
+
+/// How many bytes a frame counts for.
+pub type FrameSize = Arc<dyn Fn(&[u8]) -> usize + Send + Sync>;
 
 impl SimulatedNetwork {
     /// A network on which nothing is under way, at time zero.
@@ -48,7 +52,16 @@ impl SimulatedNetwork {
     pub fn new(conditions: Conditions, seed: u64, pace: Pace) -> Result<Self, ConditionsError> {
         conditions.check()?;
         let world = Arc::new(Mutex::new(World::new(conditions, seed)));
-        Ok(SimulatedNetwork { world, pace })
+        Ok(SimulatedNetwork {
+            world,
+            pace,
+            size: Arc::new(<[u8]>::len),
+        })
+    }
+
+    /// The same network, on which a frame counts for as many bytes as `size` says: for rows that stand for longer ones.
+    pub fn with_size(self, size: FrameSize) -> Self {
+        SimulatedNetwork { size, ..self }
     }
 
     /// All endpoints of new lanes, in the order of [`Topology::ids`].
@@ -230,7 +243,7 @@ impl Link for OverNetwork {
     }
 
     fn carry(&mut self, micro_batch: MicroBatch, ball: Box<Ball>) {
-        let bytes = ball.sent_by(self.from.role).len();
+        let bytes = (self.network.size)(ball.sent_by(self.from.role).frame());
         let mut world = self.network.world();
         world.send(self.id, micro_batch, ball, bytes);
         world.unpark(self.id);
