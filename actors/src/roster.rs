@@ -86,6 +86,9 @@ pub(crate) struct Roster {
     again: bool,
 }
 
+/// Experts to adopt, by worker.
+type Lists = BTreeMap<WorkerId, BTreeSet<u16>>;
+
 #[derive(Debug, Default)]
 struct Seat {
     occupant: Option<Occupant>,
@@ -340,7 +343,7 @@ impl Roster {
             return Vec::new();
         }
         let spare = usize::from(self.shape.spare);
-        let mut lists: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
+        let mut lists = Lists::new();
         let (mut waiting, mut told) = (BTreeSet::new(), BTreeSet::new());
         for (&id, seat) in self.seats.iter().filter(|(id, _)| id.role == Role::Expert) {
             let Some(occupant) = seat.available(now) else {
@@ -385,9 +388,9 @@ impl Roster {
     fn divide(
         &self,
         orphans: &[u16],
-        lists: &BTreeMap<WorkerId, BTreeSet<u16>>,
+        lists: &Lists,
         spare: usize,
-    ) -> Option<(BTreeMap<WorkerId, BTreeSet<u16>>, BTreeSet<WorkerId>)> {
+    ) -> Option<(Lists, BTreeSet<WorkerId>)> {
         let (mut lists, mut heirs) = (lists.clone(), BTreeSet::new());
         for &expert in orphans {
             let staying = lists.iter_mut().filter(|(id, _)| {
