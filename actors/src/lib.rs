@@ -23,6 +23,7 @@ mod remote;
 mod request;
 mod roster;
 mod scheduler;
+mod startup;
 mod supervisor;
 mod timeline;
 mod voice;
@@ -38,7 +39,10 @@ pub use expert::ExpertLoad;
 pub use frontend::{
     AttentionStatus, Client, Ledger, Limits, Output, OverdueStep, RequestStream, Status, Totals,
 };
-pub use remote::{Difference, Fingerprint, RemoteWorker, RemoteWorkerError};
+pub use remote::{
+    Cause, Difference, Edge, Fingerprint, Inspection, Presence, RemoteScheduler,
+    RemoteSchedulerError, RemoteWorker, RemoteWorkerError, SchedulingHints, Trouble, Way, inspect,
+};
 pub use request::{
     FinishReason, Request, RequestEvent, Sampling, SamplingError, SubmitError, TokenLogprob,
 };
@@ -47,6 +51,7 @@ pub use scheduler::{
     Accepted, AcceptedWork, Consult, FirstCome, Policy, PolicyScheduler, Scheduler, SchedulerActor,
     SchedulerHandle, SequenceView, StartScheduler, View, WorkerView, scheduler,
 };
+pub use startup::Startup;
 pub use supervisor::LoadProgress;
 pub use timeline::{Activity, Recorder, Span, Timeline};
 pub use waits::{WorkerState, WorkerWait};

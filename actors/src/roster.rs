@@ -104,6 +104,8 @@ struct Occupant {
     since: Option<Epoch>,
     /// It leaves as soon as the others suffice.
     leaving: bool,
+    /// It stays in its seat without work: somebody else decides when it goes.
+    drained: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -186,6 +188,7 @@ impl Roster {
                 adopting: BTreeSet::new(),
                 since: None,
                 leaving: false,
+                drained: false,
             });
         }
     }
@@ -219,15 +222,33 @@ impl Roster {
     /// A worker wants to leave: its work goes elsewhere as soon as others can take it.
     pub(crate) fn leaving(&mut self, worker: WorkerId) {
         if let Some(occupant) = self.occupant_mut(worker) {
-            occupant.leaving = true;
+            (occupant.leaving, occupant.drained) = (true, false);
         }
+    }
+
+    /// A worker is to have no work, but to stay; or to be used again. One that leaves by itself is not kept. Returns whether somebody sits there.
+    pub(crate) fn drain(&mut self, worker: WorkerId, drained: bool) -> bool {
+        let Some(occupant) = self.occupant_mut(worker) else {
+            return false;
+        };
+        if occupant.drained || !occupant.leaving {
+            (occupant.leaving, occupant.drained) = (drained, drained);
+        }
+        true
+    }
+
+    /// Whether its work is to go elsewhere, or has gone.
+    pub(crate) fn is_leaving(&self, worker: WorkerId) -> bool {
+        self.occupant(worker)
+            .is_some_and(|occupant| occupant.leaving)
     }
 
     /// Workers that want to leave and take no part any more; each is named once.
     pub(crate) fn released(&mut self) -> Vec<WorkerId> {
         let seats = self.seats.iter_mut();
         let occupants = seats.filter_map(|(&id, seat)| Some((id, seat.occupant.as_mut()?)));
-        let released = occupants.filter(|(_, o)| o.leaving && o.loaded && o.since.is_none());
+        let gone = |o: &Occupant| o.leaving && !o.drained && o.loaded && o.since.is_none();
+        let released = occupants.filter(|(_, occupant)| gone(occupant));
         released
             .map(|(id, occupant)| {
                 occupant.loaded = false;

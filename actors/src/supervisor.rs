@@ -27,6 +27,7 @@ use crate::metric_names;
 use crate::protocol::{AttentionCapacity, AttentionCommand, AttentionWord, Membership};
 use crate::remote::Joined;
 use crate::roster::Roster;
+use crate::startup::{Startup, mark};
 use crate::voice::{Ear, WorkerWord};
 use crate::waits::{WorkerState, WorkerWait};
 use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
@@ -95,6 +96,8 @@ pub(crate) struct Supervisor {
     waits: BTreeMap<WorkerId, Vec<WorkerWait>>,
     /// Told when all have.
     all_told: Option<oneshot::Sender<()>>,
+    /// How the start of each went: of threads as seen from here, of processes as they say.
+    startups: BTreeMap<WorkerId, Startup>,
     /// When it was last said for whom the cluster waits.
     missed: Instant,
 }
@@ -165,6 +168,7 @@ impl Supervisor {
             stopping: false,
             waits: BTreeMap::new(),
             all_told: None,
+            startups: BTreeMap::new(),
             missed: Instant::now(),
         }
     }
@@ -262,6 +266,13 @@ impl Supervisor {
             }
         }
         if let Some(started) = self.started.take() {
+            if matches!(self.site, Site::Here(_)) {
+                let now = self.clock.now();
+                for (worker, startup) in &mut self.startups {
+                    mark(&mut startup.first_epoch, now);
+                    tracing::info!("{worker}: {startup}");
+                }
+            }
             let _ = started.send(Ok(()));
         }
         Ok(())
@@ -440,8 +451,15 @@ impl Handler<Heard> for Supervisor {
             return;
         }
         match word {
+            WorkerWord::Startup(startup) => {
+                self.startups.insert(worker, startup);
+            }
             WorkerWord::Loaded(holds) => {
                 self.roster.loaded(worker, life, holds);
+                if matches!(self.site, Site::Here(_)) {
+                    let startup = self.startups.entry(worker).or_default();
+                    mark(&mut startup.loaded, self.clock.now());
+                }
                 self.advance();
             }
             WorkerWord::Waits(waits) => {
@@ -537,6 +555,39 @@ impl Handler<Leaving> for Supervisor {
     }
 }
 
+/// Take a worker's work away, but let it stay; or use it again. The error is why that cannot be.
+#[derive(Message)]
+#[rtype(result = "Result<(), String>")]
+pub(crate) struct DrainWorker {
+    pub(crate) worker: WorkerId,
+    pub(crate) drained: bool,
+}
+
+impl Handler<DrainWorker> for Supervisor {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, message: DrainWorker, _: &mut Self::Context) -> Self::Result {
+        let DrainWorker { worker, drained } = message;
+        if !self.roster.has_seat(worker) {
+            return Err(format!(
+                "there is no {worker}: the cluster has {} attention and {} expert workers, numbered from 0",
+                self.config.attention_workers, self.config.expert_workers
+            ));
+        }
+        if !self.roster.drain(worker, drained) {
+            return Err(format!("{worker} is not there, so it has no work"));
+        }
+        let what = if drained {
+            "is drained"
+        } else {
+            "is used again"
+        };
+        tracing::info!("{worker} {what}, as it was asked for");
+        self.advance();
+        Ok(())
+    }
+}
+
 /// The process of a worker has ended: known at once to whoever started it.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -575,6 +626,8 @@ impl Handler<AskWorkers> for Supervisor {
                     worker,
                     address: seat.and_then(|seat| seat.address),
                     present: seat.is_some(),
+                    leaving: this.roster.is_leaving(worker),
+                    startup: this.startups.get(&worker).copied().unwrap_or_default(),
                     since: this.roster.since(worker),
                     waits: this.waits.get(&worker).cloned(),
                 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use volley_transports::WorkerId;
 use volley_transports::quic::{CertificateAuthority, NodeRole};
 
 use crate::failure::Failure;
@@ -23,17 +24,26 @@ pub struct CertsArgs {
     /// A member that may only be a worker; may be repeated
     #[arg(long, value_name = "NAME")]
     worker: Vec<String>,
+    /// A worker that may be this one only, as in `expert-3`; may be repeated
+    #[arg(long, value_name = "WORKER")]
+    seat: Vec<WorkerId>,
+    /// A member that may only be a scheduler (`volley scheduler`); may be repeated
+    #[arg(long, value_name = "NAME")]
+    scheduler: Vec<String>,
     /// A member that may be the controller (`volley serve`); may be repeated
     #[arg(long, value_name = "NAME")]
     controller: Vec<String>,
 }
 
 const AFTER_HELP: &str = "\
-Without --worker and --controller it makes one of each, called `worker` and `controller`. All workers may share one.
+Without names it makes one of each role, called `controller`, `worker` and `scheduler`. All workers may share one; the holder of such a one may be any worker.
+With --seat each worker gets its own, which is good for its index and no other.
 
   volley certs --out certs
   volley serve  --isolate host --certificates certs/controller ...
   volley worker expert --index 0 --certificates certs/worker ...
+
+  volley certs --out certs --controller head --seat attention-0 --seat expert-0 --seat expert-1
 
 DIR/ca.key signs new members: keep it where no process of the cluster runs. Each member needs its own directory and nothing else.";
 
@@ -60,12 +70,17 @@ pub fn run(args: CertsArgs) -> Result<(), Failure> {
             .map(|name| (NodeRole::Controller, name)),
     );
     members.extend(args.worker.into_iter().map(|name| (NodeRole::Worker, name)));
-    if members.is_empty() {
-        members = [NodeRole::Controller, NodeRole::Worker]
+    let schedulers = args.scheduler.into_iter();
+    members.extend(schedulers.map(|name| (NodeRole::Scheduler, name)));
+    if members.is_empty() && args.seat.is_empty() {
+        members = [NodeRole::Controller, NodeRole::Worker, NodeRole::Scheduler]
             .map(|role| (role, role.to_string()))
             .into();
     }
-    for (role, name) in members {
+    let members = members.into_iter().map(|(role, name)| (role, None, name));
+    let seats = args.seat.into_iter();
+    let seats = seats.map(|seat| (NodeRole::Worker, Some(seat), seat.to_string()));
+    for (role, seat, name) in members.chain(seats) {
         if name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(Failure::new(format!(
                 "`{name}` cannot be the name of a directory; choose another"
@@ -78,7 +93,11 @@ pub fn run(args: CertsArgs) -> Result<(), Failure> {
                 folder.display()
             )));
         }
-        let issued = authority.issue(role, &name).map_err(bad)?;
+        let issued = match seat {
+            Some(seat) => authority.issue_seat(seat, &name),
+            None => authority.issue(role, &name),
+        };
+        let issued = issued.map_err(bad)?;
         write_member(&folder, authority.certificate_pem(), &issued)?;
         println!("{}: a {role}'s certificate", folder.display());
     }

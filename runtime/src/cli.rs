@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, certs, doctor, generate, serve, trace, validate, vet, worker};
+use crate::{
+    bench, certs, doctor, drain, generate, scheduler, serve, trace, validate, vet, worker,
+};
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
@@ -30,10 +32,14 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run one attention or expert worker that joins a server
     Worker(worker::WorkerArgs),
+    /// Run a scheduler that offers itself to a server, or stands by
+    Scheduler(scheduler::SchedulerArgs),
     /// Make certificates for the processes of a cluster
     Certs(certs::CertsArgs),
     /// Check this host, and the way to the controller
     Doctor(doctor::DoctorArgs),
+    /// Move a worker's work elsewhere, so that it can be stopped
+    Drain(drain::DrainArgs),
     /// Generate text in the terminal
     Generate(generate::GenerateArgs),
     /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL
@@ -51,8 +57,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Scheduler(args) => scheduler::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 
 use super::{NodeRole, QuicError};
+use crate::WorkerId;
 
 /// Longest control message, in bytes.
 pub const CONTROL_MESSAGE_MAX: usize = 64 << 20;
@@ -16,6 +17,8 @@ const GROWTH: usize = 64 << 10;
 pub struct Peer {
     /// What it may do.
     pub role: NodeRole,
+    /// The one worker it may be; any if none.
+    pub seat: Option<WorkerId>,
     /// The name in its certificate.
     pub name: String,
     /// Where it is: the address of its node.

@@ -14,6 +14,8 @@ use rustls::server::WebPkiClientVerifier;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::WorkerId;
+
 /// Every name in our certificates ends with this. It is no host's name: certificates say what a process is, not where.
 const DOMAIN: &str = "volley.internal";
 
@@ -24,14 +26,19 @@ pub enum NodeRole {
     Controller,
     /// Attention or expert worker: joins a controller, and exchanges rows with other workers.
     Worker,
+    /// Plans steps for a controller. It is told lengths of sequences, never tokens, and gets no rows.
+    Scheduler,
 }
 
 impl NodeRole {
+    const ALL: [NodeRole; 3] = [Self::Controller, Self::Worker, Self::Scheduler];
+
     /// The name that stands in certificates of this role, and that callers ask for.
     pub(super) const fn server_name(self) -> &'static str {
         match self {
             Self::Controller => "controller.volley.internal",
             Self::Worker => "worker.volley.internal",
+            Self::Scheduler => "scheduler.volley.internal",
         }
     }
 }
@@ -41,6 +48,7 @@ impl std::fmt::Display for NodeRole {
         f.write_str(match self {
             Self::Controller => "controller",
             Self::Worker => "worker",
+            Self::Scheduler => "scheduler",
         })
     }
 }
@@ -143,10 +151,26 @@ impl CertificateAuthority {
     /// # Errors
     /// The name cannot stand in a certificate.
     pub fn issue(&self, role: NodeRole, name: &str) -> Result<IssuedCertificate, IdentityError> {
+        self.sign(vec![role.server_name().to_owned()], name)
+    }
+
+    /// A worker's certificate that is good for one seat only: its holder cannot pose as another worker.
+    ///
+    /// # Errors
+    /// As [`CertificateAuthority::issue`].
+    pub fn issue_seat(
+        &self,
+        seat: WorkerId,
+        name: &str,
+    ) -> Result<IssuedCertificate, IdentityError> {
+        let role = NodeRole::Worker.server_name();
+        self.sign(vec![role.to_owned(), format!("{seat}.{role}")], name)
+    }
+
+    fn sign(&self, names: Vec<String>, name: &str) -> Result<IssuedCertificate, IdentityError> {
         let failed = |error| content("the member's certificate", error);
         let key = KeyPair::generate().map_err(failed)?;
-        let mut params =
-            CertificateParams::new(vec![role.server_name().to_owned()]).map_err(failed)?;
+        let mut params = CertificateParams::new(names).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![
@@ -177,15 +201,14 @@ impl CertificateAuthority {
 /// What a process proves who it is with, and whom it trusts.
 #[derive(Clone)]
 pub struct Identity {
-    role: NodeRole,
-    name: String,
+    claims: Claims,
     server: Arc<rustls::ServerConfig>,
     client: Arc<rustls::ClientConfig>,
 }
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Identity({} {})", self.role, self.name)
+        write!(f, "Identity({} {})", self.claims.role, self.claims.name)
     }
 }
 
@@ -205,8 +228,7 @@ impl Identity {
             .map_err(|error| content("the certificate", error))?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes())
             .map_err(|error| content("the key", error))?;
-        let (role, name) =
-            read(&certificate).map_err(|reason| content("the certificate", reason))?;
+        let claims = read(&certificate).map_err(|reason| content("the certificate", reason))?;
 
         let mut roots = RootCertStore::empty();
         roots
@@ -238,8 +260,7 @@ impl Identity {
         // A resumed session is of no use to connections that last, and early data could be replayed.
         client.resumption = rustls::client::Resumption::disabled();
         Ok(Self {
-            role,
-            name,
+            claims,
             server: Arc::new(server),
             client: Arc::new(client),
         })
@@ -269,12 +290,17 @@ impl Identity {
 
     /// What the certificate entitles to.
     pub fn role(&self) -> NodeRole {
-        self.role
+        self.claims.role
+    }
+
+    /// The one worker it may be, if the certificate says so.
+    pub fn seat(&self) -> Option<WorkerId> {
+        self.claims.seat
     }
 
     /// The name in the certificate.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.claims.name
     }
 
     pub(super) fn server(&self) -> Arc<rustls::ServerConfig> {
@@ -286,8 +312,18 @@ impl Identity {
     }
 }
 
-/// The role and the name in a certificate.
-pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<(NodeRole, String), String> {
+/// What a certificate says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claims {
+    pub(super) role: NodeRole,
+    /// The one worker it may be; any if none.
+    pub(super) seat: Option<WorkerId>,
+    /// For people.
+    pub(super) name: String,
+}
+
+/// Reads a certificate that is known to be signed by the authority.
+pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Claims, String> {
     let (_, certificate) = X509Certificate::from_der(certificate)
         .map_err(|error| format!("it cannot be read: {error}"))?;
     let names = certificate
@@ -296,22 +332,37 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<(NodeRole, String
     let names = names
         .map(|names| names.value.general_names.as_slice())
         .unwrap_or_default();
-    let role = names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => [NodeRole::Controller, NodeRole::Worker]
-            .into_iter()
-            .find(|role| role.server_name() == *name),
+    let hosts = names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
         _ => None,
     });
+    let role = hosts.clone().find_map(|name| {
+        let mut roles = NodeRole::ALL.into_iter();
+        roles.find(|role| role.server_name() == name)
+    });
+    let mut seat = None;
+    for name in hosts {
+        let of_worker = name.strip_suffix(NodeRole::Worker.server_name());
+        if let Some(of) = of_worker.and_then(|rest| rest.strip_suffix('.')) {
+            let worker = of.parse::<WorkerId>();
+            // One that cannot be read must not be taken for "any".
+            seat = Some(worker.map_err(|error| format!("it is for the seat `{of}`: {error}"))?);
+        }
+    }
     let common = certificate.subject().iter_common_name().next();
     let common = common
         .and_then(|name| name.as_str().ok())
         .unwrap_or("unnamed");
     let role = role.ok_or_else(|| {
         format!(
-            "it names no role: one of its DNS names must be controller.{DOMAIN} or worker.{DOMAIN}"
+            "it names no role: one of its DNS names must be controller.{DOMAIN}, worker.{DOMAIN} or scheduler.{DOMAIN}"
         )
     })?;
-    Ok((role, common.to_owned()))
+    Ok(Claims {
+        role,
+        seat,
+        name: common.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -327,10 +378,32 @@ mod tests {
         for (of, role) in [
             (&authority, NodeRole::Worker),
             (&again, NodeRole::Controller),
+            (&again, NodeRole::Scheduler),
         ] {
             let identity = of.identity(role, "host-7").unwrap();
             assert_eq!((identity.role(), identity.name()), (role, "host-7"));
+            assert_eq!(identity.seat(), None);
         }
+    }
+
+    #[test]
+    fn a_certificate_of_one_seat_says_which() {
+        let authority = CertificateAuthority::new("test").unwrap();
+        let seat = crate::Role::Expert.worker(12);
+        let issued = authority.issue_seat(seat, "host-7").unwrap();
+        let ca = authority.certificate_pem();
+        let identity = Identity::from_pem(ca, &issued.certificate_pem, &issued.key_pem).unwrap();
+        assert_eq!(
+            (identity.role(), identity.seat()),
+            (NodeRole::Worker, Some(seat))
+        );
+        // A seat that cannot be read is not taken for "any".
+        let names = ["worker.volley.internal", "expert-x.worker.volley.internal"];
+        let odd = authority
+            .sign(names.map(str::to_owned).to_vec(), "odd")
+            .unwrap();
+        let refused = Identity::from_pem(ca, &odd.certificate_pem, &odd.key_pem).unwrap_err();
+        assert!(refused.to_string().contains("`expert-x`"), "{refused}");
     }
 
     #[test]

@@ -32,6 +32,10 @@ const LINKS_WAITING_MAX: usize = 64;
 const REDIAL: Duration = Duration::from_millis(50);
 /// Data in flight on a connection.
 const WINDOW: u32 = 64 << 20;
+/// A datagram size that has not grown for so long is what the path takes.
+const MTU_SETTLED: Duration = Duration::from_millis(500);
+/// Longest time that a probe looks for larger datagrams.
+const MTU_SEARCH: Duration = Duration::from_secs(3);
 /// What a connection may send before it knows the path: a few slots of small models.
 const INITIAL_WINDOW: u64 = 256 << 10;
 /// Largest datagram that is tried: an Ethernet jumbo frame less the IPv6 and UDP headers. Found out for each path; each packet costs about the same, so large ones pay.
@@ -97,6 +101,21 @@ struct Joined {
     topology: Topology,
     /// By attention worker; none when the worker has left the epoch.
     takers: Vec<mpsc::UnboundedSender<(Connection, DataHello)>>,
+    /// Who has which connection: attention worker and number.
+    taken: HashMap<(u16, u8), Connection>,
+}
+
+/// How a node was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Who it is.
+    pub peer: Peer,
+    /// How long it took to prove to each other who we are.
+    pub handshake: Duration,
+    /// There and back.
+    pub round_trip: Duration,
+    /// Largest UDP payload that gets there, in bytes.
+    pub datagram: u16,
 }
 
 impl std::fmt::Debug for QuicNode {
@@ -210,6 +229,54 @@ impl QuicNode {
         Ok(ControlLink::new(peer, connection, send, receive))
     }
 
+    /// Tries the way to another node, which must be an `expect`: whether it proves who it is, how far it is, and how large datagrams may be. Takes up to three seconds
+    /// beyond the time to reach it.
+    ///
+    /// # Errors
+    /// It is not reached in time, does not prove who it is, or refuses.
+    pub async fn probe(&self, address: SocketAddr, expect: NodeRole) -> Result<Reached, QuicError> {
+        let shared = Arc::clone(&self.0.shared);
+        let limit = shared.options.connect;
+        let start = Instant::now();
+        let probed = async move {
+            let call = shared.call(address, expect, Hello::Probe);
+            let late = |_| QuicError::Connect {
+                address,
+                expected: expect,
+                reason: format!("no answer within {limit:?}"),
+            };
+            let (connection, ..) = timeout(limit, call).await.map_err(late)??;
+            let handshake = start.elapsed();
+            let peer = peer(&connection).map_err(|reason| QuicError::Connect {
+                address,
+                expected: expect,
+                reason,
+            })?;
+            let until = Instant::now() + MTU_SEARCH;
+            let (mut datagram, mut grown) = (0, Instant::now());
+            while Instant::now() < until && grown.elapsed() < MTU_SETTLED {
+                let now = connection.stats().path.current_mtu;
+                if now > datagram {
+                    (datagram, grown) = (now, Instant::now());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            let round_trip = connection.rtt();
+            connection.close(VarInt::from_u32(0), b"probed");
+            Ok(Reached {
+                peer,
+                handshake,
+                round_trip,
+                datagram,
+            })
+        };
+        let ended = |_| QuicError::Lost {
+            address,
+            reason: "the node ends".to_owned(),
+        };
+        self.spawn(probed).await.map_err(ended)?
+    }
+
     /// The next control link that somebody opened to this node. Never none while the node lives.
     pub async fn accept(&self) -> Option<ControlLink> {
         self.0.links.lock().await.recv().await
@@ -274,6 +341,7 @@ impl QuicNode {
                     epoch,
                     topology: *topology,
                     takers,
+                    taken: HashMap::new(),
                 };
                 shared.joined().insert(me.index, joined);
                 shared.changes.send_modify(|count| *count += 1);
@@ -282,6 +350,7 @@ impl QuicNode {
                     let mut joined = node.0.shared.joined();
                     if let Some(joined) = joined.get_mut(&me.index).filter(|j| j.epoch == epoch) {
                         joined.takers.clear();
+                        joined.taken.clear();
                     }
                 })));
                 let (endpoint, sides) = fabric::build(me, topology, Spin::NONE, leave);
@@ -392,7 +461,13 @@ impl Shared {
                 }
                 Err(_) => "too many links wait to be taken".to_owned(),
             },
-            Ok(Hello::Data(data)) => match self.take(peer.role, &data).await {
+            Ok(Hello::Probe) => {
+                send.write_all(&[TAKEN]).await.map_err(|e| e.to_string())?;
+                // It looks how large datagrams may be, and hangs up.
+                let _ = timeout(MTU_SEARCH, connection.closed()).await;
+                return Ok(());
+            }
+            Ok(Hello::Data(data)) => match self.take(&peer, &data, &connection).await {
                 Ok(taker) => {
                     send.write_all(&[TAKEN]).await.map_err(|e| e.to_string())?;
                     // Dropped without a word if the worker has left meanwhile; the caller sees the connection close.
@@ -419,16 +494,23 @@ impl Shared {
     /// Who takes a data connection. Waits for a worker that is about to join the epoch. The error is the reason of a refusal; none if the worker has left the epoch.
     async fn take(
         &self,
-        role: NodeRole,
+        peer: &Peer,
         data: &DataHello,
+        connection: &Connection,
     ) -> Result<mpsc::UnboundedSender<(Connection, DataHello)>, Option<String>> {
         let refuse = |reason: String| Err(Some(reason));
-        if role != NodeRole::Worker {
+        if peer.role != NodeRole::Worker {
             return refuse("only workers exchange rows".to_owned());
+        }
+        let caller = Role::Attention.worker(data.attention);
+        if let Some(seat) = peer.seat.filter(|&seat| seat != caller) {
+            return refuse(format!(
+                "its certificate is {seat}'s, and it calls as {caller}"
+            ));
         }
         let mut changes = self.changes.subscribe();
         loop {
-            if let Some(joined) = self.joined().get(&data.expert) {
+            if let Some(joined) = self.joined().get_mut(&data.expert) {
                 let (ours, theirs) = (joined.epoch, data.epoch);
                 if theirs < ours {
                     let expert = data.expert;
@@ -439,8 +521,17 @@ impl Shared {
                     if !disagreement.is_empty() {
                         return refuse(format!("we disagree: {disagreement}"));
                     }
-                    let taker = joined.takers.get(usize::from(data.attention));
-                    return taker.cloned().ok_or(None);
+                    let Some(taker) = joined.takers.get(usize::from(data.attention)) else {
+                        return Err(None);
+                    };
+                    // A caller that lost its connection may call again; a second one that lives is somebody else, or nobody needs it.
+                    let place = (data.attention, data.connection);
+                    let lives = |other: &Connection| other.close_reason().is_none();
+                    if joined.taken.get(&place).is_some_and(lives) {
+                        return refuse(format!("{caller} is connected already"));
+                    }
+                    joined.taken.insert(place, connection.clone());
+                    return Ok(taker.clone());
                 }
             }
             // The whole call has a deadline.
@@ -473,6 +564,18 @@ impl Shared {
         send.write_all(&hello.encode())
             .await
             .map_err(|e| lost(&e))?;
+        let asked = match hello {
+            Hello::Data(data) => Some(Role::Expert.worker(data.expert)),
+            Hello::Control | Hello::Probe => None,
+        };
+        let seat = peer(&connection).map_err(|e| failed(e))?.seat;
+        if let (Some(asked), Some(seat)) = (asked, seat)
+            && asked != seat
+        {
+            return Err(failed(format!(
+                "its certificate is {seat}'s, and {asked} was to be there"
+            )));
+        }
         let mut answer = [REFUSED];
         receive
             .read_exact(&mut answer)
@@ -573,9 +676,10 @@ fn peer(connection: &Connection) -> Result<Peer, String> {
     });
     let certificate = chain.as_ref().and_then(|chain| chain.first());
     let certificate = certificate.ok_or("it has no certificate")?;
-    let (role, name) = identity::read(certificate)?;
+    let identity::Claims { role, seat, name } = identity::read(certificate)?;
     Ok(Peer {
         role,
+        seat,
         name,
         address: connection.remote_address(),
     })
