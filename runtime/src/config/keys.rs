@@ -346,7 +346,7 @@ pub const KEYS: &[Key] = &[
         default: Default::Unset(
             "needed for `https`; in a Pod `/var/run/secrets/kubernetes.io/serviceaccount/ca.crt`",
         ),
-        flag: None,
+        flag: Some("membership-ca"),
         help: "File with the authority's certificate that the endpoints' certificates are signed by.",
     },
     Key {
@@ -355,7 +355,7 @@ pub const KEYS: &[Key] = &[
         default: Default::Unset(
             "in a Pod `/var/run/secrets/kubernetes.io/serviceaccount/token`; etcd takes none",
         ),
-        flag: None,
+        flag: Some("membership-token-file"),
         help: "File with the bearer token for the Kubernetes API, read again before each request.",
     },
     Key {
