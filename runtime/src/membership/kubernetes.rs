@@ -15,12 +15,11 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::macros::format_description;
-use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::http::{Server, Token};
 use super::pace::{Backoff, random};
-use super::shared::Shared;
+use super::shared::{Keeper, Shared};
 use super::{Member, Membership, Office, Term, View};
 use crate::config::MembershipSettings;
 use crate::failure::Failure;
@@ -36,8 +35,7 @@ const MICRO: &[FormatItem<'_>] =
 /// See the module.
 pub struct Kubernetes {
     shared: Arc<Shared>,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _keeper: Keeper,
 }
 
 impl Kubernetes {
@@ -72,43 +70,16 @@ impl Kubernetes {
             pods: BTreeMap::new(),
             seen: BTreeMap::new(),
         };
-        let failed = |error| {
-            Failure::new(format!(
-                "the thread of Kubernetes cannot be started: {error}"
-            ))
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        let (end, ended) = oneshot::channel::<()>();
-        let run = move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    () = session.run() => {}
-                    // A sender that is gone means the same.
-                    _ = ended => {}
-                }
-            });
-        };
-        let thread = std::thread::Builder::new()
-            .name("membership".into())
-            .spawn(run)
-            .map_err(failed)?;
+        let keeper = Keeper::start(move |ended| async move {
+            tokio::select! {
+                () = session.run() => {}
+                _ = ended => {}
+            }
+        })?;
         Ok(Kubernetes {
             shared,
-            end: Some(end),
-            thread: Some(thread),
+            _keeper: keeper,
         })
-    }
-}
-
-impl Drop for Kubernetes {
-    fn drop(&mut self) {
-        self.end.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

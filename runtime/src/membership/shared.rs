@@ -1,10 +1,50 @@
 //! What a backend's thread and its owner share: the view, and what the owner wants.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::{Member, Office, Term, View};
+use crate::failure::Failure;
+
+/// A backend's thread, with a runtime of its own. It ends when this is dropped.
+pub(super) struct Keeper {
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Runs what `keep` makes of the word that all is over. A word that never comes means the same as its sender's end.
+    pub(super) fn start<F: Future<Output = ()>>(
+        keep: impl FnOnce(oneshot::Receiver<()>) -> F + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let failed =
+            |error| Failure::new(format!("membership's thread cannot be started: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let (end, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("membership".into())
+            .spawn(move || runtime.block_on(keep(ended)))
+            .map_err(failed)?;
+        Ok(Keeper {
+            end: Some(end),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.end.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
 
 /// A campaign for an office.
 pub(super) struct Campaign {

@@ -568,7 +568,7 @@ impl Shared {
             Hello::Data(data) => Some(Role::Expert.worker(data.expert)),
             Hello::Control | Hello::Probe => None,
         };
-        let seat = peer(&connection).map_err(|e| failed(e))?.seat;
+        let seat = peer(&connection).map_err(failed)?.seat;
         if let (Some(asked), Some(seat)) = (asked, seat)
             && asked != seat
         {

@@ -14,13 +14,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use self::api::{Change, KeyValue, Watch};
 use super::http::Server;
 use super::pace::{Backoff, LeaseTime, random};
-use super::shared::Shared;
+use super::shared::{Keeper, Shared};
 use super::{Member, Membership, Office, Term, View};
 use crate::config::MembershipSettings;
 use crate::failure::Failure;
@@ -31,8 +30,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// See the module.
 pub struct Etcd {
     shared: Arc<Shared>,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    _keeper: Keeper,
 }
 
 impl Etcd {
@@ -56,40 +54,17 @@ impl Etcd {
             lease: None,
             keys: BTreeMap::new(),
         };
-        let failed = |error| Failure::new(format!("the thread of etcd cannot be started: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        let (end, ended) = oneshot::channel::<()>();
-        let run = move || {
-            runtime.block_on(async move {
-                tokio::select! {
-                    () = session.run() => {}
-                    // A sender that is gone means the same.
-                    _ = ended => {}
-                }
-                session.farewell().await;
-            });
-        };
-        let thread = std::thread::Builder::new()
-            .name("membership".into())
-            .spawn(run)
-            .map_err(failed)?;
+        let keeper = Keeper::start(move |ended| async move {
+            tokio::select! {
+                () = session.run() => {}
+                _ = ended => {}
+            }
+            session.farewell().await;
+        })?;
         Ok(Etcd {
             shared,
-            end: Some(end),
-            thread: Some(thread),
+            _keeper: keeper,
         })
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.end.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
