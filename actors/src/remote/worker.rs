@@ -404,10 +404,10 @@ impl Serving {
                     self.tell_startup();
                 }
             }
-            FromWorker::Attention(AttentionWord::Moved { .. }) => {
-                if self.mark(|startup| &mut startup.ready) {
-                    self.tell_startup();
-                }
+            FromWorker::Attention(AttentionWord::Moved { .. })
+                if self.mark(|startup| &mut startup.ready) =>
+            {
+                self.tell_startup();
             }
             FromWorker::Word(WorkerWord::Ended(Exit::Failed(reason) | Exit::NotLoaded(reason))) => {
                 return Err(self.failed(reason));
