@@ -157,7 +157,7 @@ fn a_worker_is_drained_and_used_again_while_others_go_on() {
         .unwrap()
         .to_owned();
     let drain = |more: &[&str]| {
-        let output = volley(&["drain", "--url", &url, "--json", "--timeout", "20"])
+        let output = volley(&["drain", "--url", &url, "--json"])
             .args(more)
             .output()
             .unwrap();

@@ -35,9 +35,11 @@ fn node(identity: &Identity) -> QuicNode {
 }
 
 fn seated(authority: &CertificateAuthority, seat: WorkerId) -> QuicNode {
-    let issued = authority.issue_seat(seat, "seated").unwrap();
+    let issued = authority
+        .issue_seat(seat, "seated", CertificateAuthority::VALIDITY)
+        .unwrap();
     let ca = authority.certificate_pem();
-    node(&Identity::from_pem(ca, &issued.certificate_pem, &issued.key_pem).unwrap())
+    node(&Identity::from_pem(ca, &issued.certificate_pem, &issued.key_pem, None).unwrap())
 }
 
 /// Whether a ball that attention worker `me` serves comes to expert worker `expert`.
