@@ -497,24 +497,24 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             layer: Layer(flight.layer as u16),
             activity: Activity::Attention,
         };
-        self.lockstep.round(&mut flight.parts, &mut watch);
-        flight.layer += 1;
-        let (at_s, what) = if flight.layer == self.shape.layers {
+        let (at_s, what) = if flight.layer < self.shape.layers {
+            self.lockstep.round(&mut flight.parts, &mut watch);
+            flight.layer += 1;
+            (
+                first(&flight.parts),
+                Happening::Round(index, self.generation),
+            )
+        } else {
+            // Behind the last layer, in a turn of its own: another micro-batch may come first.
             watch.activity = Activity::Sample;
             self.lockstep.head(&mut flight.parts, &mut watch);
             for part in &flight.parts {
                 flight.until_s[part.worker] = part.ready_s;
             }
-            let last_s = flight
-                .parts
-                .iter()
-                .map(|part| part.ready_s)
-                .fold(0.0, f64::max);
-            (last_s, Happening::Ended(index, self.generation))
-        } else {
+            let last_s = flight.parts.iter().map(|part| part.ready_s);
             (
-                first(&flight.parts),
-                Happening::Round(index, self.generation),
+                last_s.fold(0.0, f64::max),
+                Happening::Ended(index, self.generation),
             )
         };
         self.push(at_s.max(now_s), what);
