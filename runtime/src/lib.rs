@@ -34,6 +34,7 @@ pub mod recorder;
 pub mod scheduler;
 pub mod serve;
 pub mod signals;
+mod simulate;
 pub mod stats;
 pub mod text;
 pub mod trace;
@@ -41,3 +42,5 @@ pub mod validate;
 mod vet;
 pub mod worker;
 pub mod worker_http;
+
+pub use simulate::simulate_with;
