@@ -73,7 +73,7 @@ fn the_doctor_has_every_way_tried_before_anything_is_served() {
         ];
         Process(volley(&args).stderr(Stdio::null()).spawn().unwrap())
     };
-    let mut workers = vec![
+    let mut workers = [
         worker("attention", "0", "certs/attention-0"),
         worker("attention", "1", "certs/attention-1"),
         worker("expert", "0", "certs/expert-0"),
