@@ -451,25 +451,37 @@ fn largest_rows(
         let binding = fits(within + 1).err().unwrap_or(Binding::AttentionMemory);
         return Some((within, binding, at_memory));
     }
-    if step(1) > slo_s {
+    let at_one = step(1);
+    if at_one > slo_s {
         return None;
     }
-    let rows = largest(within, |rows| step(rows) <= slo_s);
-    Some((rows, Binding::StepTime, step(rows)))
-}
-
-/// The largest number up to `most` that is `good`, where 1 is.
-fn largest(most: usize, good: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (1, most + 1);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if good(middle) {
-            low = middle;
+    // Nearly a line, so a guess by proportion is close; every third is the middle, should it bend.
+    let (mut low, mut high) = ((1, at_one), (within, at_memory));
+    for round in 1.. {
+        let width = high.0 - low.0;
+        if width <= 1 {
+            break;
+        }
+        let share = if round % 3 == 0 {
+            0.5
         } else {
-            high = middle;
+            (slo_s - low.1) / (high.1 - low.1)
+        };
+        let guess = (low.0 + (width as f64 * share) as usize).clamp(low.0 + 1, high.0 - 1);
+        let found = (guess, step(guess));
+        if found.1 <= slo_s {
+            low = found;
+            // Most often the next one is too many already.
+            let next = (guess + 1, step(guess + 1));
+            if next.1 > slo_s {
+                break;
+            }
+            low = next;
+        } else {
+            high = found;
         }
     }
-    low
+    Some((low.0, Binding::StepTime, low.1))
 }
 
 fn divisors(number: usize) -> Vec<usize> {
