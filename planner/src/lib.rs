@@ -11,12 +11,14 @@ mod deployment;
 mod error;
 mod hardware;
 mod pipeline;
+mod plot;
 mod precision;
 mod profile;
 pub mod reproduce;
 mod search;
 mod shape;
 mod workload;
+pub mod simulate;
 
 pub use deployment::{Binding, Condition, Deployment, MemoryUse, Outlook, Setting};
 pub use error::PlanError;

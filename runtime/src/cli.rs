@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, certs, doctor, generate, plan, profile, reproduce, serve, trace, validate, vet, worker,
+    bench, certs, doctor, generate, plan, profile, reproduce, serve, simulate, trace, validate, vet, worker,
 };
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
@@ -50,6 +50,8 @@ enum Command {
     Profile(Box<profile::ProfileArgs>),
     /// Compute the MegaScale-Infer paper's evaluation from first principles
     Reproduce(reproduce::ReproduceArgs),
+    /// Serve a trace on a planned deployment in virtual time
+    Simulate(simulate::SimulateArgs),
     /// Find RDMA workloads that a subsystem handles badly, and keep clear of them
     Vet(vet::VetArgs),
 }
@@ -68,8 +70,14 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(*args),
         Command::Profile(args) => profile::run(*args),
         Command::Reproduce(args) => reproduce::run(args),
+        Command::Simulate(args) => simulate::run(args),
         Command::Vet(args) => vet::run(args),
     };
+    exit(result)
+}
+
+/// What a command's end means for whoever started the process.
+pub(crate) fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(failure) => {

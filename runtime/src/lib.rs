@@ -32,6 +32,7 @@ pub mod recorder;
 mod reproduce;
 pub mod serve;
 pub mod signals;
+mod simulate;
 pub mod stats;
 pub mod text;
 pub mod trace;
@@ -39,3 +40,5 @@ pub mod validate;
 mod vet;
 pub mod worker;
 pub mod worker_http;
+
+pub use simulate::simulate_with;
