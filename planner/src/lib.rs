@@ -17,8 +17,8 @@ mod profile;
 pub mod reproduce;
 mod search;
 mod shape;
-mod workload;
 pub mod simulate;
+mod workload;
 
 pub use deployment::{Binding, Condition, Deployment, MemoryUse, Outlook, Setting};
 pub use error::PlanError;

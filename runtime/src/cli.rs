@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, certs, doctor, generate, plan, profile, reproduce, serve, simulate, trace, validate, vet, worker,
+    bench, certs, doctor, generate, plan, profile, reproduce, serve, simulate, trace, validate,
+    vet, worker,
 };
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
