@@ -19,8 +19,8 @@ use crate::metric_names as names;
 use crate::remote::{Fingerprint, Gate, GateError, SchedulingHints};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
 use crate::supervisor::{
-    AskWorkers, CrashWorker, DrainWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site,
-    Supervisor,
+    AskWorkers, CrashWorker, DrainWorker, LoadProgress, LoadReporter, ProcessEnded, Rebalance,
+    Shutdown, Site, Supervisor,
 };
 use crate::timeline::Timeline;
 use crate::waits::WorkerState;
@@ -254,6 +254,12 @@ impl Cluster {
     pub async fn drain_worker(&self, worker: WorkerId, drained: bool) -> Result<(), String> {
         let asked = self.supervisor.send(DrainWorker { worker, drained }).await;
         asked.unwrap_or_else(|_| Err("the cluster has stopped".to_owned()))
+    }
+
+    /// Spreads experts over the workers that hold them as if each had computed `rows[expert]` rows of late, under a new epoch; requests go on with
+    /// the same answers. The supervisor does so by itself when measured load drifts. `false` if nothing would be gained: then all stays as it is.
+    pub async fn rebalance(&self, rows: Vec<u64>) -> bool {
+        self.supervisor.send(Rebalance(rows)).await.unwrap_or(false)
     }
 
     /// Says that the process of a worker has ended, sooner than its link would show it.

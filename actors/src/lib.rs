@@ -7,6 +7,7 @@
 //! To write a scheduler of your own, begin at [`protocol`] and [`Policy`].
 
 mod attention;
+pub mod balance;
 mod clock;
 mod cluster;
 mod cluster_config;

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, certs, doctor, drain, generate, scheduler, serve, simulate, trace, validate, vet, worker,
+    bench, certs, doctor, drain, generate, plan, profile, reproduce, scheduler, serve, simulate,
+    trace, validate, vet, worker,
 };
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
@@ -48,6 +49,12 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Record a timeline of attention and experts at work, and say what it shows
     Trace(trace::TraceArgs),
+    /// Plan a deployment: GPUs, workers, batch, and what they will deliver
+    Plan(Box<plan::PlanArgs>),
+    /// Measure this machine for the planner, and check what it foretells
+    Profile(Box<profile::ProfileArgs>),
+    /// Compute the MegaScale-Infer paper's evaluation from first principles
+    Reproduce(reproduce::ReproduceArgs),
     /// Serve a trace on a planned deployment in virtual time
     Simulate(simulate::SimulateArgs),
     /// Find RDMA workloads that a subsystem handles badly, and keep clear of them
@@ -67,6 +74,9 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Plan(args) => plan::run(*args),
+        Command::Profile(args) => profile::run(*args),
+        Command::Reproduce(args) => reproduce::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Vet(args) => vet::run(args),
     };
