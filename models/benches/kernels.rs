@@ -1,8 +1,8 @@
 //! Speed of the kernels on one core, at the sizes of a middling Mixtral (hidden 1024, 16/4 heads of 64, experts of 1792).
 //!
 //! `cargo bench -p volley-models --bench kernels -- [FILTER]`. Weights rotate over 256 MiB, so that each product streams
-//! them from memory as a model does. Behind the rates stands the share of the floor: the time that reading the bytes or doing the operations takes at
-//! least, whichever is longer, over the time taken. Both floors are measured when the benches begin, on one core as well.
+//! them from memory as a model does. Behind each rate stands its share of what one core can do at most, measured when the benches begin: the larger of
+//! the two is the kernel's share of its floor.
 
 #![allow(unsafe_code)]
 
@@ -119,21 +119,21 @@ impl ValueFormatter for Shares {
             .scale_throughputs(typical, throughput, values)
     }
     fn format_throughput(&self, throughput: &Throughput, ns: f64) -> String {
-        let Throughput::ElementsAndBytes { elements, bytes } = *throughput else {
-            return WallTime.formatter().format_throughput(throughput, ns);
-        };
         let Floors { reads, rates } = &*FLOORS;
-        let kind = *RATE.lock().expect("no bench panics while it holds it");
-        let of = |kind| rates.iter().find(|(name, _)| *name == kind);
-        let rate = of(kind).or(of("f32")).map_or(f64::NAN, |(_, rate)| *rate);
-        let (bytes, operations) = (bytes as f64, elements as f64);
-        let floor = (bytes / reads).max(operations / rate);
-        format!(
-            "{:.1} GB/s {:.1} Gop/s {:.2} of floor",
-            bytes / ns,
-            operations / ns,
-            floor / ns
-        )
+        match *throughput {
+            Throughput::Elements(operations) => {
+                let kind = *RATE.lock().expect("no bench panics while it holds it");
+                let of = |kind| rates.iter().find(|(name, _)| *name == kind);
+                let most = of(kind).or(of("f32")).map_or(f64::NAN, |(_, rate)| *rate);
+                let rate = operations as f64 / ns;
+                format!("{rate:.1} Gop/s, {:.2} of the rate", rate / most)
+            }
+            Throughput::Bytes(bytes) => {
+                let rate = bytes as f64 / ns;
+                format!("{rate:.1} GB/s, {:.2} of the reads", rate / reads)
+            }
+            _ => WallTime.formatter().format_throughput(throughput, ns),
+        }
     }
 }
 
