@@ -19,7 +19,8 @@ use crate::metric_names as names;
 use crate::remote::{Fingerprint, Gate, GateError};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
 use crate::supervisor::{
-    AskWorkers, CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site, Supervisor,
+    AskWorkers, CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Rebalance, Shutdown, Site,
+    Supervisor,
 };
 use crate::timeline::Timeline;
 use crate::waits::WorkerState;
@@ -75,7 +76,7 @@ impl Cluster {
             experts: config.expert_options(shape.max_merged()?),
             shape,
             crew: Crew::new(config.threads, config.workers()).map_err(ClusterError::Control)?,
-            clock,
+            clock: clock.clone(),
             timeline: timeline.clone(),
             load: Arc::clone(&load),
             progress: LoadReporter(progress),
@@ -154,7 +155,7 @@ impl Cluster {
             let addresses = system.block_on(async move {
                 let scheduler = scheduler
                     .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
-                let frontend = Frontend::new(limits, scheduler, clock).start();
+                let frontend = Frontend::new(limits, scheduler, clock.clone()).start();
                 let supervisor =
                     Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
                 (frontend, supervisor)
@@ -236,6 +237,12 @@ impl Cluster {
     /// How every worker's seat stands, and what each worker waits for. Takes a fifth of a second if one does not answer; empty when the cluster has stopped.
     pub async fn workers(&self) -> Vec<WorkerState> {
         self.supervisor.send(AskWorkers).await.unwrap_or_default()
+    }
+
+    /// Spreads experts over the workers that hold them as if each had computed `rows[expert]` rows of late, under a new epoch; requests go on with
+    /// the same answers. The supervisor does so by itself when measured load drifts. `false` if nothing would be gained: then all stays as it is.
+    pub async fn rebalance(&self, rows: Vec<u64>) -> bool {
+        self.supervisor.send(Rebalance(rows)).await.unwrap_or(false)
     }
 
     /// Says that the process of a worker has ended, sooner than its link would show it.

@@ -7,6 +7,7 @@
 //! To write a scheduler of your own, begin at [`protocol`] and [`Policy`].
 
 mod attention;
+pub mod balance;
 mod clock;
 mod cluster;
 mod cluster_config;
@@ -23,6 +24,7 @@ mod remote;
 mod request;
 mod roster;
 mod scheduler;
+pub mod simulation;
 mod supervisor;
 mod timeline;
 mod voice;

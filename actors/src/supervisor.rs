@@ -41,6 +41,12 @@ const ACCUSED_GRACE: Duration = Duration::from_millis(100);
 const WAITS_PATIENCE: Duration = Duration::from_millis(200);
 /// How often bars that have ended and workers that do not move are looked for.
 const TICK: Duration = Duration::from_millis(50);
+/// How often load is looked at, to spread experts anew.
+const BALANCE_EVERY: Duration = Duration::from_secs(10);
+/// Rows that each expert must have computed on average since the last look: fewer say nothing.
+const BALANCE_ROWS: u64 = 256;
+/// The busiest expert worker must have so much less to do for an epoch to pay.
+const BALANCE_GAIN: f64 = 0.1;
 /// How often a cluster that waits for workers says for whom.
 const MISSED_EVERY: Duration = Duration::from_secs(5);
 
@@ -97,6 +103,8 @@ pub(crate) struct Supervisor {
     all_told: Option<oneshot::Sender<()>>,
     /// When it was last said for whom the cluster waits.
     missed: Instant,
+    /// When load was last looked at, and the rows of each expert then.
+    balanced: (Instant, Vec<u64>),
 }
 
 /// Where the workers are.
@@ -166,6 +174,7 @@ impl Supervisor {
             waits: BTreeMap::new(),
             all_told: None,
             missed: Instant::now(),
+            balanced: (Instant::now(), Vec::new()),
         }
     }
 
@@ -377,8 +386,43 @@ impl Supervisor {
             );
             self.lose(worker, &reason, ctx);
         }
+        self.balance();
         self.advance();
         self.name_the_missed();
+    }
+
+    /// Looks at the load since the last time, and spreads experts anew over the workers that hold them where that pays.
+    /// Workers of other processes count for themselves, so only a cluster in one process does so.
+    fn balance(&mut self) {
+        let Site::Here(blueprint) = &self.site else {
+            return;
+        };
+        if self.config.expert_replicas < 2 || self.balanced.0.elapsed() < BALANCE_EVERY {
+            return;
+        }
+        let layers = blueprint.load.rows();
+        let experts = layers.first().map_or(0, Vec::len);
+        let rows: Vec<u64> = (0..experts)
+            .map(|expert| layers.iter().map(|layer| layer[expert]).sum())
+            .collect();
+        let before = std::mem::replace(&mut self.balanced, (Instant::now(), rows.clone())).1;
+        let since = rows.iter().enumerate();
+        let since: Vec<u64> = since
+            .map(|(expert, rows)| rows - before.get(expert).copied().unwrap_or(0))
+            .collect();
+        if since.iter().sum::<u64>() >= BALANCE_ROWS * experts as u64 {
+            self.rebalance(&since);
+        }
+    }
+
+    fn rebalance(&mut self, rows: &[u64]) -> bool {
+        let pays = self.roster.rebalance(rows, BALANCE_GAIN);
+        if pays {
+            tracing::info!(
+                "load has drifted: experts are spread anew over the workers that hold them"
+            );
+        }
+        pays
     }
 
     /// Says who is missed while the cluster stands still for want of workers.
@@ -594,6 +638,21 @@ impl Handler<CrashWorker> for Supervisor {
 
     fn handle(&mut self, message: CrashWorker, _: &mut Self::Context) {
         self.order(message.0, Order::Crash);
+    }
+}
+
+/// Spread experts anew, as if each had computed so many rows of late. Answers whether that pays.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(crate) struct Rebalance(pub(crate) Vec<u64>);
+
+impl Handler<Rebalance> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, message: Rebalance, _: &mut Self::Context) -> Self::Result {
+        let pays = self.rebalance(&message.0);
+        self.advance();
+        pays
     }
 }
 
