@@ -248,7 +248,8 @@ fn link(launch: &Launch, model: &ModelShape, most: usize) -> Result<LinkTimes, F
     let hops = 2.0 * model.moe_layers as f64;
     let (mut points, mut tail, mut popularity) = (Vec::new(), 1.0f64, Vec::new());
     for batch in sweep(most) {
-        let (cluster, _children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+        let started = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+        let (cluster, _children) = (started.cluster, started.children);
         let load = Load {
             batch: batch as u32,
             input: 4,

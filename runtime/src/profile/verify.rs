@@ -59,7 +59,8 @@ pub(super) fn run(
             cluster.attention_workers = attention;
             cluster.expert_workers = experts;
             cluster.micro_batches = micro_batches;
-            let (cluster, _children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+            let started = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+            let (cluster, _children) = (started.cluster, started.children);
             let runtime = runtime()?;
             for batch in BATCHES {
                 let mut steps = Vec::new();
