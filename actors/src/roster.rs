@@ -377,7 +377,7 @@ impl Roster {
         let now: Vec<u16> = current.owners.iter().map(|owners| owners[0]).collect();
         let better = balance::assign(&costs, &current.owners, workers);
         let peak = |owners: &[u16]| balance::peak(&costs, owners, workers);
-        if peak(&better) > (1.0 - gain) * peak(&now) {
+        if better == now || peak(&better) > (1.0 - gain) * peak(&now) {
             return false;
         }
         self.preferred = better;
