@@ -82,12 +82,13 @@ async fn bit_identical_while_experts_move_between_their_holders() {
         let ours = requests
             .iter()
             .map(|request| ask(&cluster, request.clone()));
-        // Load that drifts: now one range of experts is hot, now another.
+        // Load that drifts: now one range of experts, which is at home with one worker, is hot, now another.
         let drift = async {
             let mut moved = 0;
             for round in 0..12 {
                 let hot = |expert: usize| {
-                    1 + 500 * u64::from(expert % 4 == round % 4) * (expert as u64 + 1)
+                    let range = expert * 4 / experts;
+                    1 + 500 * u64::from(range == round % 4) * (expert as u64 + 1)
                 };
                 let rows = (0..experts).map(hot).collect();
                 moved += u32::from(cluster.rebalance(rows).await);
