@@ -15,7 +15,7 @@ use volley_models::ModelSpec;
 use volley_transports::quic::{CertificateAuthority, NodeRole, QuicNode};
 use volley_transports::{Role, WorkerId};
 
-use crate::config::Settings;
+use crate::config::{MembershipBackend, Settings};
 use crate::failure::Failure;
 use crate::{certs, network};
 
@@ -60,7 +60,8 @@ impl Children {
             .identity(NodeRole::Controller, "server")
             .map_err(|e| failed("certificates", &e))?;
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let node = network::bind(any, &controller, &settings.network)?;
+        let node = QuicNode::bind(any, &controller, network::options(&settings.network))
+            .map_err(|e| failed("the workers' network", &e))?;
 
         // Readable by this user alone: there is a key in it.
         let folder = tempfile::Builder::new()
@@ -68,7 +69,7 @@ impl Children {
             .tempdir()
             .map_err(|e| failed("a directory for the workers' configuration", &e))?;
         let issued = authority
-            .issue(NodeRole::Worker, "worker")
+            .issue(NodeRole::Worker, "worker", CertificateAuthority::VALIDITY)
             .map_err(|e| failed("certificates", &e))?;
         let certificates = folder.path().join("worker");
         certs::write_member(&certificates, authority.certificate_pem(), &issued)?;
@@ -76,6 +77,7 @@ impl Children {
         theirs.network.controller = node.local_addr().to_string();
         theirs.network.listen = Some("127.0.0.1:0".to_owned());
         theirs.network.certificates = Some(certificates);
+        theirs.membership.backend = MembershipBackend::Static;
         let workers = usize::from(settings.cluster.attention_workers)
             + usize::from(settings.cluster.expert_workers);
         theirs.cluster.threads = (settings.cluster.threads / workers).max(1);

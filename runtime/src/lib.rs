@@ -3,30 +3,41 @@
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
 pub mod bench;
+pub mod certificate;
 pub mod certs;
 pub mod children;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 pub mod engine;
 pub mod failure;
+pub mod files;
 pub mod fingerprint;
 pub mod flags;
 pub mod generate;
 pub mod http;
+mod http_client;
+mod inspection;
 pub mod launch;
 pub mod load;
 pub mod logging;
+pub mod membership;
 pub mod memory;
 pub mod network;
 pub mod numerics;
+mod plan;
+mod profile;
 pub mod progress;
 pub mod rally;
 pub mod random;
 pub mod recorder;
+mod reproduce;
+pub mod scheduler;
 pub mod serve;
 pub mod signals;
+mod simulate;
 pub mod stats;
 pub mod text;
 pub mod trace;
@@ -34,3 +45,5 @@ pub mod validate;
 mod vet;
 pub mod worker;
 pub mod worker_http;
+
+pub use simulate::simulate_with;

@@ -1,13 +1,14 @@
 //! The network of a cluster of processes, as the configuration says.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::time::Duration;
 
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
 
+use crate::certificate;
 use crate::config::NetworkSettings;
 use crate::failure::Failure;
+use crate::membership::Membership;
 
 /// A peer gets at least so long to be reached.
 const CONNECT_MIN: Duration = Duration::from_secs(1);
@@ -24,19 +25,7 @@ pub fn identity(settings: &NetworkSettings, role: NodeRole) -> Result<Identity, 
             "network.certificates is not set: processes of a cluster prove to each other who they are. `volley certs --out certs` makes what is needed; the {role} then takes --certificates certs/{role}"
         )));
     };
-    load(folder, role)
-}
-
-fn load(folder: &Path, role: NodeRole) -> Result<Identity, Failure> {
-    let identity = Identity::load(folder).map_err(|error| Failure::new(error.to_string()))?;
-    if identity.role() != role {
-        return Err(Failure::new(format!(
-            "the certificate in {} is a {}'s, but this process is the {role}; take the directory that `volley certs` made for it",
-            folder.display(),
-            identity.role()
-        )));
-    }
-    Ok(identity)
+    certificate::load(folder, role)
 }
 
 /// How the network is used.
@@ -101,13 +90,31 @@ pub fn resolve(key: &str, text: &str) -> Result<SocketAddr, Failure> {
         .ok_or_else(|| Failure::new(format!("{key} `{text}` resolves to no address")))
 }
 
+/// Where membership says that the controller is, now.
+///
+/// # Errors
+/// It does not know, or the name does not resolve; in words, since the caller tries again.
+pub fn find_controller(membership: &dyn Membership) -> Result<SocketAddr, String> {
+    let view = membership.view();
+    match (view.controller, view.frozen) {
+        (Some(controller), _) => {
+            resolve("the controller", &controller).map_err(|error| error.to_string())
+        }
+        (None, Some(why)) => Err(format!("{} does not answer: {why}", membership.backend())),
+        (None, None) => Err(format!(
+            "{} knows of no controller yet",
+            membership.backend()
+        )),
+    }
+}
+
 fn not_an_address(key: &str, text: &str) -> Failure {
     Failure::new(format!(
         "{key} is `{text}`; it must be HOST:PORT, as in `10.0.0.1:7600`"
     ))
 }
 
-/// A node at `listen`.
+/// A node at `listen`, which takes up certificates that are renewed in the configured directory.
 ///
 /// # Errors
 /// The address cannot be had.
@@ -116,6 +123,10 @@ pub fn bind(
     identity: &Identity,
     settings: &NetworkSettings,
 ) -> Result<QuicNode, Failure> {
-    QuicNode::bind(listen, identity, options(settings))
-        .map_err(|error| Failure::new(error.to_string()))
+    let node = QuicNode::bind(listen, identity, options(settings))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    if let Some(folder) = &settings.certificates {
+        certificate::watch(&node, folder, identity)?;
+    }
+    Ok(node)
 }

@@ -17,6 +17,7 @@ pub struct Raw {
     pub(super) cluster: RawCluster,
     pub(super) limits: RawLimits,
     pub(super) network: RawNetwork,
+    pub(super) membership: RawMembership,
     pub(super) server: RawServer,
     /// What is logged, and how: known before the model is.
     pub log: LogSettings,
@@ -64,6 +65,29 @@ pub(super) struct RawNetwork {
     pub(super) idle_s: f64,
 }
 
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawMembership {
+    pub(super) backend: MembershipBackend,
+    pub(super) endpoints: String,
+    pub(super) cluster: String,
+    pub(super) ttl_s: f64,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) namespace: String,
+}
+
+/// How processes of a cluster find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MembershipBackend {
+    /// By the configuration.
+    Static,
+    /// Through etcd.
+    Etcd,
+    /// Through the API of Kubernetes.
+    Kubernetes,
+}
+
 /// Where workers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -82,6 +106,12 @@ pub(super) struct RawServer {
     pub(super) port: u16,
     pub(super) api_key_file: Option<PathBuf>,
     pub(super) max_body: ByteSize,
+    pub(super) bodies_memory: ByteSize,
+    pub(super) body_timeout_s: f64,
+    pub(super) max_connections: usize,
+    pub(super) max_head: ByteSize,
+    pub(super) head_timeout_s: f64,
+    pub(super) stall_timeout_s: f64,
     pub(super) request_timeout_s: f64,
     pub(super) drain_timeout_s: f64,
 }

@@ -10,7 +10,9 @@ use volley_models::{ComputeType, LoadFormat, ModelSpec, Quantization};
 
 use super::keys;
 use super::problem::{ConfigError, Problem};
-use super::raw::{Auto, Dtype, Isolate, LogFormat, LogSettings, Quantize, Raw, WeightsFrom};
+use super::raw::{
+    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, Quantize, Raw, WeightsFrom,
+};
 use super::size::ByteSize;
 
 /// `limits.max_context = "auto"` is not more than this many tokens, so that a model of a long context starts on a small machine.
@@ -35,6 +37,8 @@ pub struct Settings {
     pub isolate: Isolate,
     /// Section `[network]`.
     pub network: NetworkSettings,
+    /// Section `[membership]`.
+    pub membership: MembershipSettings,
     /// Section `[server]`.
     pub server: ServerSettings,
     /// Section `[log]`.
@@ -65,6 +69,18 @@ pub struct ServerSettings {
     pub api_key_file: Option<PathBuf>,
     /// Largest request body in bytes.
     pub max_body: ByteSize,
+    /// Bytes of request bodies in memory at once, over all requests.
+    pub bodies_memory: ByteSize,
+    /// Longest time for a request's body to arrive.
+    pub body_timeout: Duration,
+    /// HTTP connections at once.
+    pub max_connections: usize,
+    /// Largest head of a request in bytes.
+    pub max_head: ByteSize,
+    /// Longest time for a request's head to arrive, and for a connection to rest.
+    pub head_timeout: Duration,
+    /// Time after which a client that takes nothing is gone.
+    pub stall_timeout: Duration,
     /// Longest time from a request's arrival to its last token.
     pub request_timeout: Duration,
     /// Time for running requests to finish after the signal to stop.
@@ -84,6 +100,25 @@ pub struct NetworkSettings {
     pub connections: u8,
     /// After this long without a sign of life a process is lost.
     pub idle: Duration,
+}
+
+/// Section `[membership]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MembershipSettings {
+    /// Who is asked.
+    pub backend: MembershipBackend,
+    /// URLs with commas between them.
+    pub endpoints: String,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Time that offices outlive their last renewal.
+    pub ttl: Duration,
+    /// The authority of `https` endpoints.
+    pub ca: Option<PathBuf>,
+    /// The bearer token for Kubernetes.
+    pub token_file: Option<PathBuf>,
+    /// Kubernetes namespace.
+    pub namespace: String,
 }
 
 /// Section `[trace]`.
@@ -131,6 +166,42 @@ impl Raw {
     /// File with the key that clients must send.
     pub fn api_key_file(&self) -> Option<&std::path::Path> {
         self.server.api_key_file.as_deref()
+    }
+
+    /// Attention and expert workers.
+    pub fn workers(&self) -> (u16, u16) {
+        (self.cluster.attention_workers, self.cluster.expert_workers)
+    }
+
+    /// Section `[network]`, which needs no model to be known.
+    pub fn network(&self) -> NetworkSettings {
+        let network = &self.network;
+        NetworkSettings {
+            controller: network.controller.clone(),
+            listen: network.listen.clone(),
+            certificates: network.certificates.clone(),
+            connections: network.connections,
+            idle: Duration::from_secs_f64(network.idle_s),
+        }
+    }
+
+    /// Section `[membership]`, which needs no model to be known.
+    pub fn membership(&self) -> MembershipSettings {
+        let membership = &self.membership;
+        MembershipSettings {
+            backend: membership.backend,
+            endpoints: membership.endpoints.clone(),
+            cluster: membership.cluster.clone(),
+            ttl: Duration::from_secs_f64(membership.ttl_s),
+            ca: membership.ca.clone(),
+            token_file: membership.token_file.clone(),
+            namespace: membership.namespace.clone(),
+        }
+    }
+
+    /// The directory with this process's certificate.
+    pub fn certificates(&self) -> Option<&std::path::Path> {
+        self.network.certificates.as_deref()
     }
 
     /// Host and port to listen on, which need no model to be known.
@@ -197,6 +268,15 @@ impl Settings {
                 format!("is {prefill_tokens}, but a step has {rows} tokens at most (`limits.max_batch_tokens`)"),
             ));
         }
+        let (body, bodies) = (raw.server.max_body, raw.server.bodies_memory);
+        if body.0 > bodies.0 {
+            problems.push(Problem::derived(
+                "server.max_body",
+                format!(
+                    "is {body}, but there are {bodies} for all bodies (`server.bodies_memory`)"
+                ),
+            ));
+        }
         let kv_blocks = kv_blocks(raw, spec, dtype, context, available, demand, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError { problems });
@@ -247,18 +327,19 @@ impl Settings {
                 timeline_spans,
             },
             isolate: cluster.isolate,
-            network: NetworkSettings {
-                controller: raw.network.controller.clone(),
-                listen: raw.network.listen.clone(),
-                certificates: raw.network.certificates.clone(),
-                connections: raw.network.connections,
-                idle: Duration::from_secs_f64(raw.network.idle_s),
-            },
+            network: raw.network(),
+            membership: raw.membership(),
             server: ServerSettings {
                 host: server.host.clone(),
                 port: server.port,
                 api_key_file: server.api_key_file.clone(),
                 max_body: server.max_body,
+                bodies_memory: server.bodies_memory,
+                body_timeout: Duration::from_secs_f64(server.body_timeout_s),
+                max_connections: server.max_connections,
+                max_head: server.max_head,
+                head_timeout: Duration::from_secs_f64(server.head_timeout_s),
+                stall_timeout: Duration::from_secs_f64(server.stall_timeout_s),
                 request_timeout: Duration::from_secs_f64(server.request_timeout_s),
                 drain_timeout: Duration::from_secs_f64(server.drain_timeout_s),
             },
@@ -316,6 +397,17 @@ impl Settings {
                 Isolate::Process => "process",
                 Isolate::Host => "host",
             }),
+            "membership.backend" => text(match self.membership.backend {
+                MembershipBackend::Static => "static",
+                MembershipBackend::Etcd => "etcd",
+                MembershipBackend::Kubernetes => "kubernetes",
+            }),
+            "membership.endpoints" => text(&self.membership.endpoints),
+            "membership.cluster" => text(&self.membership.cluster),
+            "membership.ttl_s" => seconds(self.membership.ttl),
+            "membership.ca" => file(&self.membership.ca),
+            "membership.token_file" => file(&self.membership.token_file),
+            "membership.namespace" => text(&self.membership.namespace),
             "network.controller" => text(&self.network.controller),
             "network.listen" => self.network.listen.clone().map(Value::String),
             "network.certificates" => file(&self.network.certificates),
@@ -340,6 +432,12 @@ impl Settings {
             "server.port" => integer(self.server.port.into()),
             "server.api_key_file" => file(&self.server.api_key_file),
             "server.max_body" => integer(self.server.max_body.0),
+            "server.bodies_memory" => integer(self.server.bodies_memory.0),
+            "server.body_timeout_s" => seconds(self.server.body_timeout),
+            "server.max_connections" => integer(self.server.max_connections as u64),
+            "server.max_head" => integer(self.server.max_head.0),
+            "server.head_timeout_s" => seconds(self.server.head_timeout),
+            "server.stall_timeout_s" => seconds(self.server.stall_timeout),
             "server.request_timeout_s" => seconds(self.server.request_timeout),
             "server.drain_timeout_s" => seconds(self.server.drain_timeout),
             "log.level" => text(&self.log.level),
