@@ -2,11 +2,14 @@
 //! Performance Anomalies in RDMA Subsystems* (NSDI 2022).
 
 mod baselines;
+mod case;
 mod evaluate;
 mod extract;
+mod fit;
 mod known;
 mod mfs;
 mod monitor;
+mod refine;
 mod region;
 mod report;
 mod search;

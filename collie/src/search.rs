@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::case::{Case, Sight};
 use crate::mfs::Mfs;
 use crate::region::{Condition, Region};
 use crate::session::{OutOfTime, Purpose, Record, Session};
@@ -24,8 +25,9 @@ use crate::space::{Axis, Category, Choice, Feature, Operation, Point, Setting, S
 const RANKING_POINTS: usize = 10;
 /// Random points without an anomaly of a new look, after which guidance pays.
 const PATIENCE: usize = 32;
-/// Probes of searching without a new anomaly, after which half of the time goes to what is known.
-const STAGNATION: usize = 90;
+/// Probes of searching without a new anomaly, after which most of the time goes to what is known: so many probes for one of searching.
+const STAGNATION: usize = 60;
+const REFINEMENT: usize = 3;
 /// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
 const CHANCE: f64 = 0.01;
 /// Random points after a round in vain, and how many are drawn to choose each from.
@@ -65,7 +67,11 @@ impl Default for Options {
 pub struct Search<'s, 'a> {
     pub(crate) session: &'s mut Session<'a>,
     pub(crate) rng: Pcg64,
-    pub(crate) known: Vec<Mfs>,
+    pub(crate) known: Vec<Case>,
+    /// What [`Search::try_point`] measures for.
+    pub(crate) purpose: Purpose,
+    /// The signals of each record, as far as they were computed.
+    all_signals: Vec<Vec<f64>>,
     options: Options,
     /// The counters where nothing drives them: the lower quartile of random points.
     idle: Vec<f64>,
@@ -88,6 +94,8 @@ impl<'s, 'a> Search<'s, 'a> {
             session,
             rng: Pcg64::seed_from_u64(seed),
             known: Vec::new(),
+            purpose: Purpose::Extract,
+            all_signals: Vec::new(),
             options,
             idle: Vec::new(),
             settled: HashSet::new(),
@@ -104,7 +112,7 @@ impl<'s, 'a> Search<'s, 'a> {
             Err(over) => over,
             Ok(never) => match never {},
         };
-        self.known
+        self.known.into_iter().map(|case| case.mfs).collect()
     }
 
     fn go(&mut self) -> Result<std::convert::Infallible, OutOfTime> {
@@ -113,16 +121,19 @@ impl<'s, 'a> Search<'s, 'a> {
             if self.options.learns {
                 while let Some(index) = self.unsettled() {
                     self.settled.insert(index);
-                    self.learn(index)?;
-                    self.last_news = self.searched();
+                    self.update_signals();
+                    if !self.adopt(index)? && !self.hidden(index) {
+                        self.learn(index)?;
+                        self.last_news = self.searched();
+                    }
                 }
             }
             let before = self.session.records().len();
             self.anneal()?;
             if self.options.learns && self.searched() - self.last_news > STAGNATION {
-                // As many probes for what is known as the round took, so that neither starves.
+                // In proportion to what the round took, so that neither starves.
                 while self.session.records().len() - before
-                    < 2 * (self.searched_since(before).max(1))
+                    < (1 + REFINEMENT) * self.searched_since(before).max(1)
                     && self.refine()?
                 {}
             }
@@ -140,19 +151,57 @@ impl<'s, 'a> Search<'s, 'a> {
             .count()
     }
 
-    /// An anomalous record that belongs to nothing known.
-    fn unsettled(&self) -> Option<usize> {
-        let regions: Vec<Region> = self
-            .known
-            .iter()
-            .map(|mfs| mfs.region_at_most(self.session.space()))
-            .collect();
-        let foreign = |record: &Record| {
-            record.verdict.symptom().is_some()
-                && !regions.iter().any(|region| region.contains(&record.point))
-        };
+    /// An anomalous record that belongs to nothing known: of those there are, one of the look that most of them have. What is common is soonest learnt,
+    /// and out of the way of the rest.
+    fn unsettled(&mut self) -> Option<usize> {
+        self.update_signals();
+        let regions = self.known_regions();
         let records = self.session.records();
-        (0..records.len()).find(|&i| !self.settled.contains(&i) && foreign(&records[i]))
+        let foreign: Vec<usize> = (0..records.len())
+            .filter(|i| {
+                let record = &records[*i];
+                !self.settled.contains(i)
+                    && record.verdict.symptom().is_some()
+                    && !regions.iter().any(|region| region.contains(&record.point))
+            })
+            .collect();
+        let alike = |index: &usize| {
+            let record = &records[*index];
+            let symptom = *record.verdict.symptom().expect("an anomalous record");
+            let case = Case::new(*index, record, symptom, self.all_signals[*index].clone());
+            let shows = |&other: &usize| {
+                case.sight(&records[other], &self.all_signals[other]) == Some(Sight::Shows)
+            };
+            foreign.iter().filter(|other| shows(other)).count()
+        };
+        foreign.iter().copied().rev().max_by_key(alike)
+    }
+
+    /// Whether a record may belong to a known anomaly that something else hides there.
+    fn hidden(&self, index: usize) -> bool {
+        let record = &self.session.records()[index];
+        self.known.iter().any(|case| {
+            case.mfs
+                .region_at_most(self.session.space())
+                .contains(&record.point)
+                && !matches!(
+                    case.sight(record, &self.all_signals[index]),
+                    Some(Sight::Absent) | None
+                )
+        })
+    }
+
+    /// The signals of each record, as of the last update.
+    pub(crate) fn all_signals(&self) -> &[Vec<f64>] {
+        &self.all_signals
+    }
+
+    /// Computes the signals of records that are new.
+    pub(crate) fn update_signals(&mut self) {
+        for index in self.all_signals.len()..self.session.records().len() {
+            let signals = self.signals(&self.session.records()[index]);
+            self.all_signals.push(signals);
+        }
     }
 
     /// Random points, as long as they show anomalies of a new look.
@@ -201,7 +250,7 @@ impl<'s, 'a> Search<'s, 'a> {
     pub(crate) fn known_regions(&self) -> Vec<Region> {
         self.known
             .iter()
-            .map(|mfs| mfs.region(self.session.space()))
+            .map(|case| case.mfs.region(self.session.space()))
             .collect()
     }
 
@@ -242,8 +291,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let explained: f64 = known
             .iter()
             .zip(&self.known)
-            .map(|(region, mfs)| {
-                mfs.signature.get(signal).copied().unwrap_or(0.0)
+            .map(|(region, case)| {
+                case.mfs.signature.get(signal).copied().unwrap_or(0.0)
                     * region.nearness(&record.point, space)
             })
             .sum();

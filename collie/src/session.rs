@@ -24,8 +24,10 @@ const CLEAR: f64 = 0.75;
 pub enum Purpose {
     /// To look for anomalies.
     Search,
-    /// To learn what a known one needs.
+    /// To learn roughly what a new one needs.
     Extract,
+    /// To learn finely what a known one needs.
+    Refine,
 }
 
 /// One measured workload.
