@@ -16,6 +16,7 @@ mod in_process;
 mod m2n;
 mod participants;
 pub mod quic;
+pub mod simulated;
 mod slot;
 mod topology;
 mod waker;
