@@ -232,28 +232,88 @@ fn prune(chosen: &mut Vec<(Candidate, Places)>, count: usize) {
     }
 }
 
-/// The conditions with both sides of each bound: beyond it, the nearest counter-example that it alone shuts out.
+/// For each bound the value beyond it: that of the nearest counter-example that it alone shuts out. Where two bounds shut one out, both at their outermost, and
+/// neither would half way to its own, the bound that is farther from it is drawn in.
+fn outsides(
+    chosen: &[(Candidate, Places)],
+    shown: &[&Point],
+    without: &[&Point],
+) -> Vec<Option<f64>> {
+    let mut outsides: Vec<Option<f64>> = vec![None; chosen.len()];
+    let shuts = |c: usize, n: usize| chosen[c].1.contains(n);
+    let draw_in = |outsides: &mut Vec<Option<f64>>, c: usize, n: usize| {
+        if let Candidate::Bound {
+            quantity, below, ..
+        } = chosen[c].0
+            && quantity.applies(without[n])
+        {
+            let value = quantity.of(without[n]);
+            let nearer = |old: f64| {
+                if below {
+                    old.max(value)
+                } else {
+                    old.min(value)
+                }
+            };
+            outsides[c] = Some(outsides[c].map_or(value, nearer));
+        }
+    };
+    for n in 0..without.len() {
+        let mut by = (0..chosen.len()).filter(|&c| shuts(c, n));
+        if let (Some(only), None) = (by.next(), by.next()) {
+            draw_in(&mut outsides, only, n);
+        }
+    }
+    for n in 0..without.len() {
+        let stays_out = |c: usize| match chosen[c].0 {
+            Candidate::Category(_) => true,
+            Candidate::Bound {
+                quantity,
+                below,
+                inside,
+            } => {
+                let value = quantity.of(without[n]);
+                // No nearer than half way, on a log scale; whole numbers lie a little farther in.
+                outsides[c].is_some_and(|outside| {
+                    let half = (inside * outside).sqrt();
+                    !quantity.applies(without[n]) || if below { value < half } else { value > half }
+                })
+            }
+        };
+        let by: Vec<usize> = (0..chosen.len()).filter(|&c| shuts(c, n)).collect();
+        if by.iter().any(|&c| stays_out(c)) {
+            continue;
+        }
+        let distance = |c: &usize| chosen[*c].0.fails_by(without[n], shown).unwrap_or(0.0);
+        let farthest = by
+            .into_iter()
+            .max_by(|a, b| distance(a).total_cmp(&distance(b)));
+        if let Some(c) = farthest {
+            draw_in(&mut outsides, c, n);
+        }
+    }
+    outsides
+}
+
+/// The conditions with both sides of each bound.
 fn factors(chosen: &[(Candidate, Places)], shown: &[&Point], without: &[&Point]) -> Vec<Factor> {
+    let outsides = outsides(chosen, shown, without);
     let mut factors: Vec<Factor> = Vec::new();
     for (place, (candidate, places)) in chosen.iter().enumerate() {
-        let alone = |n: &usize| {
-            let others = || {
-                chosen
-                    .iter()
-                    .enumerate()
-                    .filter(|(other, _)| *other != place)
-            };
-            places.contains(*n) && !others().any(|(_, (_, places))| places.contains(*n))
-        };
-        let its_own = (0..without.len()).filter(alone).map(|n| without[n]);
         match *candidate {
             Candidate::Category(category) => {
+                let alone = |n: &usize| {
+                    let mut others = chosen.iter().enumerate();
+                    places.contains(*n)
+                        && !others.any(|(other, (_, places))| other != place && places.contains(*n))
+                };
                 let distinct = |points: &mut dyn Iterator<Item = &Point>| {
                     let mut values: Vec<Choice> = points.map(|p| category.of(p)).collect();
                     values.sort_unstable();
                     values.dedup();
                     values
                 };
+                let its_own = (0..without.len()).filter(alone).map(|n| without[n]);
                 factors.push(Factor::Among {
                     category,
                     anomalous: distinct(&mut shown.iter().copied()),
@@ -265,13 +325,12 @@ fn factors(chosen: &[(Candidate, Places)], shown: &[&Point], without: &[&Point])
                 below,
                 inside,
             } => {
-                let nearest = its_own
-                    .filter(|point| quantity.applies(point))
-                    .map(|point| quantity.of(point))
-                    .reduce(|a, b| if below { a.max(b) } else { a.min(b) });
                 // Shut out only where the quantity does not apply: the bound itself is anyone's guess.
-                let outside = nearest.unwrap_or(if below { inside / 2.0 } else { inside * 2.0 });
-                let edge = Edge { inside, outside };
+                let guess = if below { inside / 2.0 } else { inside * 2.0 };
+                let edge = Edge {
+                    inside,
+                    outside: outsides[place].unwrap_or(guess),
+                };
                 let both = factors.iter_mut().find_map(|factor| match factor {
                     Factor::Within {
                         quantity: of,
