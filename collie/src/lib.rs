@@ -7,6 +7,7 @@ mod evaluate;
 mod extract;
 mod fit;
 pub mod host;
+mod ideas;
 mod known;
 mod mfs;
 mod monitor;

@@ -134,11 +134,6 @@ impl Mfs {
             conditions: conditions.collect(),
         }
     }
-
-    /// The counter that the anomaly drives most.
-    pub fn dominant(&self) -> usize {
-        dominant(&self.signature)
-    }
 }
 
 /// The place of the greatest value.
