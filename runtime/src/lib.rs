@@ -3,6 +3,7 @@
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
 pub mod bench;
+pub mod certificate;
 pub mod certs;
 pub mod children;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod failure;
+pub mod files;
 pub mod fingerprint;
 pub mod flags;
 pub mod generate;
@@ -27,6 +29,7 @@ pub mod random;
 pub mod recorder;
 pub mod serve;
 pub mod signals;
+mod simulate;
 pub mod stats;
 pub mod text;
 pub mod trace;
@@ -34,3 +37,5 @@ pub mod validate;
 mod vet;
 pub mod worker;
 pub mod worker_http;
+
+pub use simulate::simulate_with;

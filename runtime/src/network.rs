@@ -1,11 +1,11 @@
 //! The network of a cluster of processes, as the configuration says.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::time::Duration;
 
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
 
+use crate::certificate;
 use crate::config::NetworkSettings;
 use crate::failure::Failure;
 
@@ -24,19 +24,7 @@ pub fn identity(settings: &NetworkSettings, role: NodeRole) -> Result<Identity, 
             "network.certificates is not set: processes of a cluster prove to each other who they are. `volley certs --out certs` makes what is needed; the {role} then takes --certificates certs/{role}"
         )));
     };
-    load(folder, role)
-}
-
-fn load(folder: &Path, role: NodeRole) -> Result<Identity, Failure> {
-    let identity = Identity::load(folder).map_err(|error| Failure::new(error.to_string()))?;
-    if identity.role() != role {
-        return Err(Failure::new(format!(
-            "the certificate in {} is a {}'s, but this process is the {role}; take the directory that `volley certs` made for it",
-            folder.display(),
-            identity.role()
-        )));
-    }
-    Ok(identity)
+    certificate::load(folder, role)
 }
 
 /// How the network is used.
@@ -107,7 +95,7 @@ fn not_an_address(key: &str, text: &str) -> Failure {
     ))
 }
 
-/// A node at `listen`.
+/// A node at `listen`, which takes up certificates that are renewed in the configured directory.
 ///
 /// # Errors
 /// The address cannot be had.
@@ -116,6 +104,10 @@ pub fn bind(
     identity: &Identity,
     settings: &NetworkSettings,
 ) -> Result<QuicNode, Failure> {
-    QuicNode::bind(listen, identity, options(settings))
-        .map_err(|error| Failure::new(error.to_string()))
+    let node = QuicNode::bind(listen, identity, options(settings))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    if let Some(folder) = &settings.certificates {
+        certificate::watch(&node, folder, identity)?;
+    }
+    Ok(node)
 }
