@@ -1,6 +1,5 @@
 //! `volley bench`: how fast the engine is by itself, or how a server behaves under load.
 
-mod http_client;
 mod offline;
 mod online;
 mod report;

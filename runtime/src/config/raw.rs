@@ -17,6 +17,7 @@ pub struct Raw {
     pub(super) cluster: RawCluster,
     pub(super) limits: RawLimits,
     pub(super) network: RawNetwork,
+    pub(super) membership: RawMembership,
     pub(super) server: RawServer,
     /// What is logged, and how: known before the model is.
     pub log: LogSettings,
@@ -62,6 +63,29 @@ pub(super) struct RawNetwork {
     pub(super) certificates: Option<PathBuf>,
     pub(super) connections: u8,
     pub(super) idle_s: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawMembership {
+    pub(super) backend: MembershipBackend,
+    pub(super) endpoints: String,
+    pub(super) cluster: String,
+    pub(super) ttl_s: f64,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) namespace: String,
+}
+
+/// How processes of a cluster find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MembershipBackend {
+    /// By the configuration.
+    Static,
+    /// Through etcd.
+    Etcd,
+    /// Through the API of Kubernetes.
+    Kubernetes,
 }
 
 /// Where workers run.

@@ -20,6 +20,8 @@ pub(super) enum Hello {
     Control,
     /// Lanes between an attention worker, who calls, and an expert worker.
     Data(DataHello),
+    /// Nothing: the caller wants to know whether it gets here, and how.
+    Probe,
 }
 
 /// Which lanes.
@@ -47,6 +49,7 @@ impl Hello {
         put(&MAGIC);
         match self {
             Hello::Control => put(&[1]),
+            Hello::Probe => put(&[3]),
             Hello::Data(data) => {
                 put(&[
                     2,
@@ -85,6 +88,7 @@ impl Hello {
         let kind = number(take(1));
         let hello = match kind {
             1 => Hello::Control,
+            3 => Hello::Probe,
             2 => {
                 let (connection, connections) = (number(take(1)) as u8, number(take(1)) as u8);
                 let micro_batches = number(take(1)) as u8;
