@@ -4,6 +4,7 @@
 //!   one process.
 //! * The wire format is a checked view over bytes: [`DispatchFrame`] out, [`CombineFrame`] back.
 //! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
+//! * [`verbs`] is the interface of RDMA hardware, over libibverbs opened at run time.
 //! * [`conformance`] is the suite of tests that every fabric passes.
 
 mod ball;
@@ -18,6 +19,7 @@ mod participants;
 pub mod quic;
 mod slot;
 mod topology;
+pub mod verbs;
 mod waker;
 mod wire;
 
