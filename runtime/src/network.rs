@@ -2,11 +2,14 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use volley_transports::Fabric;
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
+use volley_transports::rdma::RdmaFabric;
 
-use crate::config::NetworkSettings;
+use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
 
 /// A peer gets at least so long to be reached.
@@ -118,4 +121,23 @@ pub fn bind(
 ) -> Result<QuicNode, Failure> {
     QuicNode::bind(listen, identity, options(settings))
         .map_err(|error| Failure::new(error.to_string()))
+}
+
+/// What carries rows to other workers, which are met over `node`.
+///
+/// # Errors
+/// RDMA is wanted, but libibverbs or the devices are not there.
+pub fn fabric(settings: &Settings, node: &QuicNode) -> Result<Arc<dyn Fabric>, Failure> {
+    match settings.transport {
+        Transport::Quic => Ok(Arc::new(node.clone())),
+        Transport::Rdma => {
+            let rdma = &settings.rdma;
+            let fabric = RdmaFabric::open(node.clone(), rdma.options.clone(), rdma.spin);
+            let fabric = fabric.map_err(|error| {
+                Failure::new(format!("cluster.transport is `rdma`, but {error}"))
+            })?;
+            tracing::info!("rows travel by {fabric:?}");
+            Ok(Arc::new(fabric))
+        }
+    }
 }

@@ -98,7 +98,9 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
     // A name that does not resolve now is most often misspelt; later it may well be away for a moment.
     network::resolve("network.controller", &settings.network.controller)?;
     let hash = fingerprint::of_model(raw.model_path(), settings.model.is_dummy())?;
-    let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash);
+    let fabric = network::fabric(&settings, &node)?;
+    let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash)
+        .and("cluster.transport", settings.transport.name());
     tracing::info!(
         "{worker} listens at {}, {:.2} s after its start; it loads and calls {}",
         node.local_addr(),
@@ -148,6 +150,7 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         weights: model.weights(),
         fingerprint,
         node,
+        fabric,
         controller: Box::new(move || {
             network::resolve("network.controller", &controller).map_err(|error| error.to_string())
         }),

@@ -4,7 +4,7 @@
 //!   one process.
 //! * The wire format is a checked view over bytes: [`DispatchFrame`] out, [`CombineFrame`] back.
 //! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
-//! * [`verbs`] is the interface of RDMA hardware, over libibverbs opened at run time.
+//! * Between processes, [`quic`] and [`rdma`] are fabrics ([`Fabric`]); [`verbs`] is the interface of RDMA hardware, over libibverbs opened at run time.
 //! * [`conformance`] is the suite of tests that every fabric passes.
 
 mod ball;
@@ -12,11 +12,13 @@ pub mod conformance;
 mod detached;
 mod element;
 mod endpoint;
+mod fabric;
 mod id;
 mod in_process;
 mod m2n;
 mod participants;
 pub mod quic;
+pub mod rdma;
 mod slot;
 mod topology;
 pub mod verbs;
@@ -27,6 +29,7 @@ pub use ball::Spin;
 pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
+pub use fabric::{Fabric, FabricError};
 pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};
 pub use in_process::{InProcess, InProcessFabric};
 pub use m2n::{

@@ -21,6 +21,10 @@ mod node;
 #[doc(hidden)]
 pub use hello::describe_hello;
 
+pub(crate) use fabric::{LINGER, Leave, reason};
+pub(crate) use hello::{Carrier, DataHello};
+pub(crate) use node::{Calls, check};
+
 pub use control::{CONTROL_MESSAGE_MAX, ControlLink, ControlReceiver, ControlSender, Peer};
 pub use error::QuicError;
 pub use fabric::QuicEndpoint;

@@ -16,7 +16,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::control::{ControlLink, Peer};
 use super::fabric::{self, Leave, PeerSide, QuicEndpoint};
-use super::hello::{DataHello, HELLO_BYTES, Hello, LEFT, REASON_MAX, REFUSED, TAKEN, refusal};
+use super::hello::{
+    Carrier, DataHello, HELLO_BYTES, Hello, LEFT, REASON_MAX, REFUSED, TAKEN, refusal,
+};
 use super::identity::{self, Identity, NodeRole};
 use super::{IdentityError, QuicError};
 use crate::ball::Spin;
@@ -93,6 +95,7 @@ struct Shared {
 
 /// An expert worker that expects connections.
 struct Joined {
+    carrier: Carrier,
     epoch: Epoch,
     topology: Topology,
     /// By attention worker; none when the worker has left the epoch.
@@ -229,21 +232,7 @@ impl QuicNode {
         topology: &Topology,
         experts: &[Option<SocketAddr>],
     ) -> Result<QuicEndpoint, QuicError> {
-        topology.bytes()?;
-        let slot = topology.dispatch_bytes.max(topology.combine_bytes);
-        if u32::try_from(slot).is_err() || u32::from(topology.micro_batches) > LANES_MAX {
-            return Err(QuicError::Option(format!(
-                "slots of {slot} bytes and {} micro-batches: QUIC takes slots of 4 GiB less one byte, and {LANES_MAX} micro-batches",
-                topology.micro_batches
-            )));
-        }
-        if me.index >= topology.workers(me.role) {
-            return Err(QuicError::Option(format!(
-                "{me} is not one of {} {} workers",
-                topology.workers(me.role),
-                me.role
-            )));
-        }
+        check(me, topology)?;
         let shared = &self.0.shared;
         match me.role {
             Role::Attention => {
@@ -267,23 +256,7 @@ impl QuicNode {
                 Ok(endpoint)
             }
             Role::Expert => {
-                let (takers, calls): (Vec<_>, Vec<_>) = (0..topology.attention)
-                    .map(|_| mpsc::unbounded_channel())
-                    .unzip();
-                let joined = Joined {
-                    epoch,
-                    topology: *topology,
-                    takers,
-                };
-                shared.joined().insert(me.index, joined);
-                shared.changes.send_modify(|count| *count += 1);
-                let node = self.clone();
-                let leave = Leave(Some(Box::new(move || {
-                    let mut joined = node.0.shared.joined();
-                    if let Some(joined) = joined.get_mut(&me.index).filter(|j| j.epoch == epoch) {
-                        joined.takers.clear();
-                    }
-                })));
+                let (calls, leave) = self.expect(Carrier::Streams, epoch, me, topology);
                 let (endpoint, sides) = fabric::build(me, topology, Spin::NONE, leave);
                 for (side, calls) in sides.into_iter().zip(calls) {
                     let connect = shared.options.connect;
@@ -298,7 +271,59 @@ impl QuicNode {
         }
     }
 
-    fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    /// Expects data connections of the attention workers, each to be taken from the receiver at its index, until the guard is dropped.
+    pub(crate) fn expect(
+        &self,
+        carrier: Carrier,
+        epoch: Epoch,
+        me: WorkerId,
+        topology: &Topology,
+    ) -> (Vec<Calls>, Leave) {
+        let shared = &self.0.shared;
+        let (takers, calls) = (0..topology.attention)
+            .map(|_| mpsc::unbounded_channel())
+            .unzip();
+        let joined = Joined {
+            carrier,
+            epoch,
+            topology: *topology,
+            takers,
+        };
+        shared.joined().insert(me.index, joined);
+        shared.changes.send_modify(|count| *count += 1);
+        let node = self.clone();
+        let leave = Leave(Some(Box::new(move || {
+            let mut joined = node.0.shared.joined();
+            if let Some(joined) = joined.get_mut(&me.index).filter(|j| j.epoch == epoch) {
+                joined.takers.clear();
+            }
+        })));
+        (calls, leave)
+    }
+
+    /// Calls an expert worker for one data connection, again and again until the time is up or the caller is `abandoned`.
+    pub(crate) async fn dial(
+        &self,
+        data: DataHello,
+        address: SocketAddr,
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Connection, LostReason> {
+        let shared = &self.0.shared;
+        let until = Instant::now() + shared.options.connect;
+        shared.dial(data, address, until, abandoned).await
+    }
+
+    /// How long a peer may take to be reached.
+    pub(crate) fn connect_limit(&self) -> Duration {
+        self.0.shared.options.connect
+    }
+
+    /// The node's end waits a little for those who hold one.
+    pub(crate) fn serving(&self) -> Arc<()> {
+        Arc::clone(&self.0.shared.serving)
+    }
+
+    pub(crate) fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
@@ -436,6 +461,10 @@ impl Shared {
                 }
                 if theirs == ours {
                     let disagreement = data.disagreement(&joined.topology);
+                    if joined.carrier != data.carrier {
+                        let (ours, theirs) = (joined.carrier, data.carrier);
+                        return refuse(format!("rows travel by {ours} there, by {theirs} here"));
+                    }
                     if !disagreement.is_empty() {
                         return refuse(format!("we disagree: {disagreement}"));
                     }
@@ -497,6 +526,36 @@ impl Shared {
         })
     }
 
+    /// Calls an expert worker until it is reached or the time is up.
+    async fn dial(
+        &self,
+        data: DataHello,
+        address: SocketAddr,
+        until: Instant,
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Connection, LostReason> {
+        loop {
+            let call = self.call(address, NodeRole::Worker, Hello::Data(data));
+            let reason = match timeout_at(until, call).await {
+                Ok(Ok((connection, ..))) => return Ok(connection),
+                Ok(Err(QuicError::Left { .. })) => return Err(LostReason::Closed),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("expert-{} at {address} did not answer", data.expert),
+            };
+            if abandoned() || Instant::now() + REDIAL >= until {
+                if !abandoned() {
+                    tracing::warn!(
+                        "attention-{}: no lanes of {}: {reason}",
+                        data.attention,
+                        data.epoch
+                    );
+                }
+                return Err(LostReason::Unreachable);
+            }
+            sleep(REDIAL).await;
+        }
+    }
+
     /// Calls an expert worker until it is reached or the time is up, and serves its lanes.
     async fn serve_as_caller(self: Arc<Self>, side: PeerSide, epoch: Epoch, address: SocketAddr) {
         let connections = self.options.connections.min(side.topology.micro_batches);
@@ -504,6 +563,7 @@ impl Shared {
         let mut open = Vec::new();
         for connection in 0..connections {
             let data = DataHello {
+                carrier: Carrier::Streams,
                 epoch,
                 attention: side.me.index,
                 expert: side.peer,
@@ -511,36 +571,43 @@ impl Shared {
                 connections,
                 topology: side.topology,
             };
-            loop {
-                let call = self.call(address, NodeRole::Worker, Hello::Data(data));
-                let reason = match timeout_at(until, call).await {
-                    Ok(Ok((connection, ..))) => {
-                        open.push((connection, data.micro_batches().collect()));
-                        break;
-                    }
-                    Ok(Err(QuicError::Left { .. })) => return side.lose(LostReason::Closed),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("expert-{} at {address} did not answer", side.peer),
-                };
-                if side.is_abandoned() || Instant::now() + REDIAL >= until {
-                    if !side.is_abandoned() {
-                        tracing::warn!("{}: no lanes of {epoch}: {reason}", side.me);
-                    }
-                    return side.lose(LostReason::Unreachable);
-                }
-                sleep(REDIAL).await;
+            match self
+                .dial(data, address, until, || side.is_abandoned())
+                .await
+            {
+                Ok(connection) => open.push((connection, data.micro_batches().collect())),
+                Err(reason) => return side.lose(reason),
             }
         }
         side.serve(open).await;
     }
 }
 
+/// Data connections of one attention worker as they come.
+pub(crate) type Calls = mpsc::UnboundedReceiver<(Connection, DataHello)>;
+
+/// Whether `me` is one of the topology's, and the topology one that this protocol can carry.
+pub(crate) fn check(me: WorkerId, topology: &Topology) -> Result<(), QuicError> {
+    topology.bytes()?;
+    let slot = topology.dispatch_bytes.max(topology.combine_bytes);
+    if u32::try_from(slot).is_err() || u32::from(topology.micro_batches) > LANES_MAX {
+        return Err(QuicError::Option(format!(
+            "slots of {slot} bytes and {} micro-batches: QUIC takes slots of 4 GiB less one byte, and {LANES_MAX} micro-batches",
+            topology.micro_batches
+        )));
+    }
+    if me.index >= topology.workers(me.role) {
+        return Err(QuicError::Option(format!(
+            "{me} is not one of {} {} workers",
+            topology.workers(me.role),
+            me.role
+        )));
+    }
+    Ok(())
+}
+
 /// Waits for an attention worker's connections, and serves its lanes.
-async fn serve_as_called(
-    side: PeerSide,
-    mut calls: mpsc::UnboundedReceiver<(Connection, DataHello)>,
-    limit: Duration,
-) {
+async fn serve_as_called(side: PeerSide, mut calls: Calls, limit: Duration) {
     let until = Instant::now() + limit;
     let mut open: Vec<(Connection, Vec<u8>)> = Vec::new();
     let mut expected = 1;

@@ -289,10 +289,8 @@ mod tests {
         assert_eq!(wr.imm_data.to_ne_bytes(), [1, 2, 3, 4]);
         assert_eq!(wr.send_flags, send_flag::SIGNALED | send_flag::INLINE);
         // SAFETY: what was just written.
-        assert_eq!(
-            unsafe { (wr.wr.rdma.remote_addr, wr.wr.rdma.rkey) },
-            (0x1000, 7)
-        );
+        let target = unsafe { wr.wr.rdma };
+        assert_eq!((target.remote_addr, target.rkey), (0x1000, 7));
         request.operation = Operation::Send { immediate: Some(1) };
         assert_eq!(send(&request).opcode, opcode::SEND_WITH_IMM);
         request.operation = Operation::Send { immediate: None };
