@@ -75,7 +75,7 @@ impl Cluster {
             experts: config.expert_options(shape.max_merged()?),
             shape,
             crew: Crew::new(config.threads, config.workers()).map_err(ClusterError::Control)?,
-            clock,
+            clock: clock.clone(),
             timeline: timeline.clone(),
             load: Arc::clone(&load),
             progress: LoadReporter(progress),
@@ -154,7 +154,7 @@ impl Cluster {
             let addresses = system.block_on(async move {
                 let scheduler = scheduler
                     .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
-                let frontend = Frontend::new(limits, scheduler, clock).start();
+                let frontend = Frontend::new(limits, scheduler, clock.clone()).start();
                 let supervisor =
                     Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
                 (frontend, supervisor)

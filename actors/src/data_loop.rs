@@ -1,8 +1,9 @@
 //! The thread of a worker: how it is started, told things and mourned.
 //!
 //! A worker is an actor (lifecycle, commands, reports) that owns a *data loop* on a thread of its own: tensors never pass a mailbox, and a computation that
-//! takes milliseconds blocks no actor. The loop polls its endpoint and its inbox; when both are empty it helps the other
-//! workers of its crew, and sleeps when they need no help.
+//! takes milliseconds blocks no actor. What the worker does is its [`Logic`]; the loop ([`run`]) lets it hear what is in its inbox, look at its lanes and
+//! compute one task after the other; when there is none it helps the other workers of its crew, and sleeps when they need no help. The simulation of a
+//! cluster is another shell around the same logic, with virtual time in place of a thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use volley_models::Member;
-use volley_models::crew::Wake;
 use volley_transports::{Detached, Endpoint, Waker, WorkerId};
 
 use crate::grouping::Grouping;
@@ -28,6 +28,88 @@ pub(crate) enum Signal<C> {
     Crash,
     /// End.
     Stop,
+}
+
+/// Something that ends a worker: it is at fault, not a peer.
+pub(crate) type Fatal = String;
+
+/// What a worker does, in turns: it hears, looks, and computes.
+pub(crate) trait Logic {
+    /// What it is told.
+    type Command;
+    /// A piece of computing.
+    type Task;
+
+    /// Hears a signal; [`Signal::Crash`] and [`Signal::Stop`] are the shell's.
+    fn hear(&mut self, signal: Signal<Self::Command>) -> Result<(), Fatal>;
+
+    /// Takes what has come over the lanes and begins the next task, if there is one.
+    fn turn(&mut self) -> Turn<Self::Task>;
+
+    /// Computes a task that was begun, and sends what comes out of it. What comes meanwhile waits for the next turn.
+    fn perform(&mut self, task: Self::Task) -> Result<(), Fatal>;
+}
+
+/// What a worker's next turn comes to.
+pub(crate) enum Turn<T> {
+    /// Compute this.
+    Compute(T),
+    /// Nothing, until something comes or this time has passed.
+    Rest(Duration),
+}
+
+/// A worker whose computing shares the machine's cores with others.
+pub(crate) trait Crewed {
+    /// Its membership, and its lanes.
+    fn crew(&mut self) -> (&mut Member, &mut dyn Endpoint);
+}
+
+/// Runs a worker's turns on this thread until it is told to stop.
+pub(crate) fn run<L: Logic + Crewed>(
+    mut logic: L,
+    inbox: &mpsc::Receiver<Signal<L::Command>>,
+) -> Exit {
+    match serve(&mut logic, inbox) {
+        Ok(()) => Exit::Stopped,
+        Err(fatal) => Exit::Failed(fatal),
+    }
+}
+
+fn serve<L: Logic + Crewed>(
+    logic: &mut L,
+    inbox: &mpsc::Receiver<Signal<L::Command>>,
+) -> Result<(), Fatal> {
+    wake_by_lanes(logic);
+    loop {
+        loop {
+            match inbox.try_recv() {
+                Ok(Signal::Crash) => panic!("told to crash"),
+                Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                Ok(signal @ Signal::Regroup(..)) => {
+                    logic.hear(signal)?;
+                    wake_by_lanes(logic);
+                }
+                Ok(signal) => logic.hear(signal)?,
+                Err(mpsc::TryRecvError::Empty) => break,
+            }
+        }
+        match logic.turn() {
+            Turn::Compute(task) => logic.perform(task)?,
+            Turn::Rest(at_most) => {
+                let (member, endpoint) = logic.crew();
+                if !member.help_until(|| endpoint.ready()) {
+                    member.sleep(|| endpoint.wait(at_most));
+                }
+            }
+        }
+    }
+}
+
+/// What ends a wait on the lanes ends the crew's sleep too.
+fn wake_by_lanes(logic: &mut impl Crewed) {
+    let (member, endpoint) = logic.crew();
+    let waker = endpoint.waker();
+    member.wake_by(Box::new(move || waker.wake()));
 }
 
 /// Why a data loop ended.
@@ -111,19 +193,6 @@ impl<C: Send + 'static> DataLoop<C> {
         self.signal(Signal::Stop);
         self.thread.take()
     }
-}
-
-/// What a loop does when it has nothing to do: helps the rest of the crew until something comes, and sleeps if there is nothing to help with.
-pub(crate) fn rest(member: &mut Member, endpoint: &mut dyn Endpoint, at_most: Duration) {
-    if !member.help_until(|| endpoint.ready()) {
-        member.sleep(|| endpoint.wait(at_most));
-    }
-}
-
-/// What ends the sleep of a loop with this endpoint.
-pub(crate) fn wake(endpoint: &dyn Endpoint) -> Wake {
-    let waker = endpoint.waker();
-    Box::new(move || waker.wake())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -23,6 +23,7 @@ mod remote;
 mod request;
 mod roster;
 mod scheduler;
+pub mod simulation;
 mod supervisor;
 mod timeline;
 mod voice;

@@ -86,6 +86,9 @@ pub(crate) struct Roster {
     again: bool,
 }
 
+/// Experts to adopt, by worker.
+type Lists = BTreeMap<WorkerId, BTreeSet<u16>>;
+
 #[derive(Debug, Default)]
 struct Seat {
     occupant: Option<Occupant>,
@@ -96,10 +99,14 @@ struct Seat {
 struct Occupant {
     life: u64,
     loaded: bool,
-    /// Experts it holds.
+    /// Experts it holds and will go on to hold.
     holds: BTreeSet<u16>,
-    /// Experts it was told to adopt.
-    adopting: BTreeSet<u16>,
+    /// What it was last told to adopt: it drops, or has dropped, what it adopted before and is not named here.
+    told: BTreeSet<u16>,
+    /// Adoptions that it has not answered. While it loads it computes nothing.
+    adoptions: u32,
+    /// It joined with adopted experts, and has to be told which of them to keep: what it was told in an earlier life may still be on its way.
+    unsure: bool,
     /// The epoch since which it has taken part without a break.
     since: Option<Epoch>,
     /// It leaves as soon as the others suffice.
@@ -183,7 +190,9 @@ impl Roster {
                 life,
                 loaded: false,
                 holds: BTreeSet::new(),
-                adopting: BTreeSet::new(),
+                told: BTreeSet::new(),
+                adoptions: 0,
+                unsure: false,
                 since: None,
                 leaving: false,
             });
@@ -197,15 +206,21 @@ impl Roster {
         life: u64,
         holds: impl IntoIterator<Item = u16>,
     ) {
+        let home = self.home(worker);
+        let spare = self.current.is_some() && self.shape.spare > 0;
         if let Some(occupant) = self
             .occupant_mut(worker)
             .filter(|occupant| occupant.life == life)
         {
-            occupant.loaded = true;
-            occupant.holds = holds.into_iter().collect();
-            occupant
-                .adopting
-                .retain(|expert| !occupant.holds.contains(expert));
+            let holds: BTreeSet<u16> = holds.into_iter().collect();
+            if !std::mem::replace(&mut occupant.loaded, true) && spare {
+                occupant.told = holds.difference(&home).copied().collect();
+                occupant.unsure = !occupant.told.is_empty();
+            }
+            occupant.adoptions = occupant.adoptions.saturating_sub(1);
+            // It may have said so before it heard what else it was told since.
+            let lasts = |expert: &u16| home.contains(expert) || occupant.told.contains(expert);
+            occupant.holds = holds.into_iter().filter(lasts).collect();
         }
     }
 
@@ -327,47 +342,112 @@ impl Roster {
         if self.current.is_none() || self.shape.spare == 0 {
             return Vec::new();
         }
-        let orphans = self.orphans(now, false);
         let spare = usize::from(self.shape.spare);
-        let mut room: BTreeMap<WorkerId, BTreeSet<u16>> = BTreeMap::new();
-        let mut waiting = BTreeSet::new();
-        for (&id, seat) in &self.seats {
-            if let Some(occupant) = seat.available(now)
-                && id.role == Role::Expert
-                && !occupant.leaving
-            {
-                waiting.extend(occupant.adopting.iter().copied());
-                room.insert(id, occupant.adopting.clone());
+        let mut lists = Lists::new();
+        let (mut waiting, mut told) = (BTreeSet::new(), BTreeSet::new());
+        for (&id, seat) in self.seats.iter().filter(|(id, _)| id.role == Role::Expert) {
+            let Some(occupant) = seat.available(now) else {
+                continue;
+            };
+            let adopting = occupant.told.difference(&occupant.holds).copied();
+            let mut list = self.needed(id, occupant, now);
+            list.extend(adopting.clone());
+            if !occupant.leaving {
+                waiting.extend(adopting);
+            }
+            lists.insert(id, list);
+            if occupant.unsure {
+                told.insert(id);
             }
         }
-        let mut told = BTreeSet::new();
-        for expert in orphans
-            .into_iter()
-            .filter(|expert| !waiting.contains(expert))
-        {
-            let Some((&id, list)) = room.iter_mut().min_by_key(|(_, list)| list.len()) else {
-                return Vec::new();
-            };
-            if list.len() >= spare {
-                return Vec::new(); // not enough room: the lost worker has to come back
-            }
-            list.insert(expert);
-            told.insert(id);
+        let orphans = self.orphans(now, false).into_iter();
+        let orphans: Vec<u16> = orphans.filter(|expert| !waiting.contains(expert)).collect();
+        // All of them, or none: the lost worker has to come back if there is not enough room.
+        if let Some((with, heirs)) = self.divide(&orphans, &lists, spare) {
+            lists = with;
+            told.extend(heirs);
         }
         for &id in &told {
+            let home = self.home(id);
             if let Some(occupant) = self.occupant_mut(id) {
-                occupant.adopting.clone_from(&room[&id]);
+                occupant.adoptions += 1;
+                occupant.unsure = false;
+                occupant.told.clone_from(&lists[&id]);
+                let told = &occupant.told;
+                occupant
+                    .holds
+                    .retain(|expert| home.contains(expert) || told.contains(expert));
             }
         }
         told.into_iter()
-            .map(|id| (id, room[&id].iter().copied().collect()))
+            .map(|id| (id, lists[&id].iter().copied().collect()))
             .collect()
     }
 
-    /// Experts without an owner that can take part; those that leave count if `leaving`.
+    /// Adds each orphan to the shortest list of those that stay; nothing if a list would be longer than `spare`. Also names whose lists have grown.
+    fn divide(
+        &self,
+        orphans: &[u16],
+        lists: &Lists,
+        spare: usize,
+    ) -> Option<(Lists, BTreeSet<WorkerId>)> {
+        let (mut lists, mut heirs) = (lists.clone(), BTreeSet::new());
+        for &expert in orphans {
+            let staying = lists.iter_mut().filter(|(id, _)| {
+                self.occupant(**id)
+                    .is_some_and(|occupant| !occupant.leaving)
+            });
+            let (&id, list) = staying.min_by_key(|(_, list)| list.len())?;
+            if list.len() >= spare {
+                return None;
+            }
+            list.insert(expert);
+            heirs.insert(id);
+        }
+        Some((lists, heirs))
+    }
+
+    /// Of the experts that a worker has adopted, those that others send to it for, or would have to.
+    fn needed(&self, worker: WorkerId, occupant: &Occupant, now: Now) -> BTreeSet<u16> {
+        let home = self.home(worker);
+        let adopted = occupant
+            .holds
+            .iter()
+            .filter(|expert| !home.contains(expert));
+        let needed = adopted.filter(|&&expert| {
+            let owners = self
+                .current
+                .as_ref()
+                .map(|current| &current.owners[usize::from(expert)]);
+            let sent_here = owners.is_some_and(|owners| owners.first() == Some(&worker.index));
+            let others = self.available(Role::Expert, now, false);
+            let mut others = others.filter(|&(index, _)| index != worker.index);
+            sent_here || !others.any(|(_, other)| other.holds.contains(&expert))
+        });
+        needed.copied().collect()
+    }
+
+    /// The experts that a worker holds from the start.
+    fn home(&self, worker: WorkerId) -> BTreeSet<u16> {
+        match worker.role {
+            Role::Attention => BTreeSet::new(),
+            Role::Expert => self
+                .shape
+                .home(worker.index)
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    /// Experts that nobody has who could take part, now or when it has loaded what it adopts. Those that leave count if `leaving`.
     fn orphans(&self, now: Now, leaving: bool) -> Vec<u16> {
-        let owned: BTreeSet<u16> = self
-            .available(Role::Expert, now, leaving)
+        self.orphans_of(self.available(Role::Expert, now, leaving))
+    }
+
+    /// Experts that none of these has.
+    fn orphans_of<'a>(&self, workers: impl Iterator<Item = (u16, &'a Occupant)>) -> Vec<u16> {
+        let owned: BTreeSet<u16> = workers
             .flat_map(|(_, occupant)| occupant.holds.iter().copied())
             .collect();
         (0..self.shape.experts)
@@ -378,14 +458,17 @@ impl Roster {
     /// What an epoch would be made of; nothing if they do not suffice. Workers that leave take part only if they are needed.
     fn makeup(&self, now: Now) -> Option<Makeup> {
         let attention = self.available(Role::Attention, now, false).next().is_none();
-        let experts = !self.orphans(now, false).is_empty();
+        let experts = {
+            let without_leaving = self.ready(Role::Expert, now, false);
+            !self.orphans_of(without_leaving).is_empty()
+        };
         let lives = |role| -> BTreeMap<u16, u64> {
             let leaving = match role {
                 Role::Attention => attention,
                 Role::Expert => experts,
             };
-            let available = self.available(role, now, leaving);
-            available
+            let ready = self.ready(role, now, leaving);
+            ready
                 .map(|(index, occupant)| (index, occupant.life))
                 .collect()
         };
@@ -394,7 +477,7 @@ impl Roster {
             return None;
         }
         let home = self.shape.placement(Epoch(0)).ok()?;
-        let holders: Vec<(u16, &Occupant)> = self.available(Role::Expert, now, experts).collect();
+        let holders: Vec<(u16, &Occupant)> = self.ready(Role::Expert, now, experts).collect();
         let mut owners = Vec::with_capacity(self.shape.experts.into());
         for expert in 0..self.shape.experts {
             let first = home.owner(volley_transports::Layer(0), expert)?.worker;
@@ -428,6 +511,12 @@ impl Roster {
         let seats = self.seats.iter().filter(move |(id, _)| id.role == role);
         let available = seats.filter_map(move |(id, seat)| Some((id.index, seat.available(now)?)));
         available.filter(move |(_, occupant)| leaving || !occupant.leaving)
+    }
+
+    /// Those available that can take part now.
+    fn ready(&self, role: Role, now: Now, leaving: bool) -> impl Iterator<Item = (u16, &Occupant)> {
+        let available = self.available(role, now, leaving);
+        available.filter(|(_, occupant)| occupant.adoptions == 0 && !occupant.unsure)
     }
 
     fn occupant(&self, worker: WorkerId) -> Option<&Occupant> {
@@ -554,6 +643,55 @@ mod tests {
         assert!(
             roster.adoptions(ms(1)).is_empty(),
             "three do not fit two places"
+        );
+    }
+
+    #[test]
+    fn who_adopts_again_keeps_what_rows_are_sent_to_it_for() {
+        // Experts 0-2, 3-5 and 6-7 are at home with workers 0, 1 and 2.
+        let (mut roster, _) = started(shape(1, 8));
+        let adopt = |roster: &mut Roster| {
+            for (worker, list) in roster.adoptions(ms(1)) {
+                let home = roster.shape.home(worker.index).unwrap();
+                let life = roster.occupant(worker).unwrap().life;
+                roster.loaded(worker, life, home.into_iter().chain(list));
+            }
+            roster.next(ms(2)).unwrap()
+        };
+        roster.lost(Role::Expert.worker(0));
+        assert!(adopt(&mut roster).is_some());
+        roster.lost(Role::Expert.worker(1));
+        let grouping = adopt(&mut roster).expect("one worker has room for all");
+        assert!((0..8).all(|expert| owner(&grouping, expert) == 2));
+
+        // What it says it holds is not believed where it was told to drop it since.
+        let (worker, life) = (
+            Role::Expert.worker(2),
+            roster.life(Role::Expert.worker(2)).unwrap(),
+        );
+        for home in [0, 1] {
+            roster.seat(Role::Expert.worker(home), 100 + u64::from(home));
+            arrive(
+                &mut roster,
+                Role::Expert.worker(home),
+                100 + u64::from(home),
+            );
+        }
+        let grouping = roster.next(ms(3)).unwrap().unwrap();
+        assert_eq!([0, 3, 6].map(|expert| owner(&grouping, expert)), [0, 1, 2]);
+        roster.lost(Role::Expert.worker(0));
+        roster.lost(Role::Expert.worker(1));
+        assert!(
+            roster.next(ms(4)).unwrap().is_some(),
+            "worker 2 has replicas of all"
+        );
+        roster.loaded(worker, life, 0..8);
+        assert!(roster.occupant(worker).unwrap().holds.len() == 8);
+        roster.occupant_mut(worker).unwrap().told = BTreeSet::from([0]);
+        roster.loaded(worker, life, 0..8);
+        assert_eq!(
+            roster.occupant(worker).unwrap().holds,
+            BTreeSet::from([0, 6, 7])
         );
     }
 

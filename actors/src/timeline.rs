@@ -73,6 +73,11 @@ impl Timeline {
         }
     }
 
+    /// Whether anything is recorded.
+    pub fn keeps(&self) -> bool {
+        self.spans_per_worker > 0
+    }
+
     /// The end that `worker` records with.
     pub fn recorder(&self, worker: WorkerId) -> Recorder {
         let ring = self

@@ -231,7 +231,7 @@ impl ExpertModule {
     /// `offsets` has one value more than `experts`; `x` and `out` are `[last offset, hidden]`.
     ///
     /// # Errors
-    /// When the layer has no experts, when one of them is not held, or when offsets and rows contradict each other; nothing is computed then.
+    /// When the layer has no experts, when one that has rows is not held, or when offsets and rows contradict each other; nothing is computed then.
     pub fn forward(
         &mut self,
         layer: usize,
@@ -246,9 +246,6 @@ impl ExpertModule {
         }
         let held = &self.experts;
         let find = |expert: u16| held.get(usize::from(expert))?.as_ref()?.0[layer].as_ref();
-        if let Some(&expert) = experts.iter().find(|&&expert| find(expert).is_none()) {
-            return Err(ModuleError::NotHeld { expert });
-        }
         let rows = offsets.last().map_or(0, |rows| *rows as usize);
         let consistent = offsets.len() == experts.len() + 1
             && offsets[0] == 0
@@ -261,6 +258,13 @@ impl ExpertModule {
                 rows: x.len() / hidden,
                 hidden,
             });
+        }
+        // One without rows may have been dropped: replicas that are not sent to are.
+        let mut groups = experts.iter().zip(offsets.windows(2));
+        if let Some((&expert, _)) =
+            groups.find(|&(&expert, rows)| rows[0] < rows[1] && find(expert).is_none())
+        {
+            return Err(ModuleError::NotHeld { expert });
         }
         let max_rows = self.options.max_rows;
         let mut first = 0;

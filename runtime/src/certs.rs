@@ -1,16 +1,25 @@
-//! `volley certs`: an authority for one cluster, and certificates for its processes.
+//! `volley certs`: an authority for one cluster, certificates for its processes, and what becomes of them: renewed, revoked, listed.
+//!
+//! The directory is all there is: `ca.pem`, `ca.key`, perhaps `revoked.pem`, and a directory for each member.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use volley_transports::quic::{CertificateAuthority, NodeRole};
+use serde_json::json;
+use time::OffsetDateTime;
+use volley_transports::quic::{
+    CertificateAuthority, Details, IdentityError, IssuedCertificate, NodeRole, details,
+    revoked_serials,
+};
 
+use crate::certificate::validity;
 use crate::failure::Failure;
 
-/// Make certificates for the processes of a cluster.
+/// Make, renew, revoke and list certificates of a cluster's processes.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct CertsArgs {
@@ -26,6 +35,21 @@ pub struct CertsArgs {
     /// A member that may be the controller (`volley serve`); may be repeated
     #[arg(long, value_name = "NAME")]
     controller: Vec<String>,
+    /// Days that members' certificates hold (the authority's holds ten years)
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    days: u32,
+    /// New certificates for the members that there are (all, or those of --worker and --controller)
+    #[arg(long, conflicts_with_all = ["revoke", "list"])]
+    renew: bool,
+    /// Make a member's certificate worth nothing; may be repeated
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["list", "worker", "controller"])]
+    revoke: Vec<String>,
+    /// Show who has a certificate and when it ends
+    #[arg(long, conflicts_with_all = ["worker", "controller"])]
+    list: bool,
+    /// With --list: one JSON object a line
+    #[arg(long, requires = "list")]
+    json: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -35,15 +59,30 @@ Without --worker and --controller it makes one of each, called `worker` and `con
   volley serve  --isolate host --certificates certs/controller ...
   volley worker expert --index 0 --certificates certs/worker ...
 
-DIR/ca.key signs new members: keep it where no process of the cluster runs. Each member needs its own directory and nothing else.";
+  volley certs --out certs --list               who there is, and when each certificate ends
+  volley certs --out certs --renew              new certificates for all; copy each directory to where it is used
+  volley certs --out certs --revoke gpu-7       copy revoked.pem to all members: they refuse gpu-7 from then on
 
-/// Writes what is missing.
+Running processes take up what changes in their directory within seconds. DIR/ca.key signs new members: keep it where no process of the cluster runs.
+Each member needs its own directory and nothing else.";
+
+/// Does what is asked.
 ///
 /// # Errors
-/// A file cannot be written, or a member is there already.
+/// A file cannot be read or written, a member that is to be made is there already, or one that is to be renewed or revoked is not.
 pub fn run(args: CertsArgs) -> Result<(), Failure> {
-    let bad = |error: volley_transports::quic::IdentityError| Failure::new(error.to_string());
     let (certificate, key) = (args.out.join("ca.pem"), args.out.join("ca.key"));
+    if args.list {
+        return list(&args.out, args.json);
+    }
+    let change = args.renew || !args.revoke.is_empty();
+    if change && !key.exists() {
+        return Err(Failure::new(format!(
+            "there is no authority in {}: {} is missing",
+            args.out.display(),
+            key.display()
+        )));
+    }
     create(&args.out)?;
     let authority = if key.exists() {
         CertificateAuthority::from_pem(&read(&certificate)?, &read(&key)?).map_err(bad)?
@@ -53,36 +92,145 @@ pub fn run(args: CertsArgs) -> Result<(), Failure> {
         write(&certificate, authority.certificate_pem(), 0o644)?;
         authority
     };
-    let mut members: Vec<(NodeRole, String)> = Vec::new();
-    members.extend(
-        args.controller
-            .into_iter()
-            .map(|name| (NodeRole::Controller, name)),
-    );
-    members.extend(args.worker.into_iter().map(|name| (NodeRole::Worker, name)));
-    if members.is_empty() {
-        members = [NodeRole::Controller, NodeRole::Worker]
-            .map(|role| (role, role.to_string()))
-            .into();
+    if !args.revoke.is_empty() {
+        return args
+            .revoke
+            .iter()
+            .try_for_each(|name| revoke(&args.out, &authority, name));
     }
-    for (role, name) in members {
-        if name.contains(['/', '\\']) || name.starts_with('.') {
-            return Err(Failure::new(format!(
-                "`{name}` cannot be the name of a directory; choose another"
-            )));
-        }
-        let folder = args.out.join(&name);
-        if folder.exists() {
-            return Err(Failure::new(format!(
-                "{} is there already; remove it to make a new certificate, or choose another name",
-                folder.display()
-            )));
-        }
-        let issued = authority.issue(role, &name).map_err(bad)?;
-        write_member(&folder, authority.certificate_pem(), &issued)?;
-        println!("{}: a {role}'s certificate", folder.display());
+    let controllers = args
+        .controller
+        .into_iter()
+        .map(|n| (NodeRole::Controller, n));
+    let workers = args.worker.into_iter().map(|n| (NodeRole::Worker, n));
+    let mut named: Vec<(NodeRole, String)> = controllers.chain(workers).collect();
+    if named.is_empty() {
+        named = match args.renew {
+            true => members(&args.out)?
+                .into_iter()
+                .map(|(folder, member)| (member.role, folder))
+                .collect(),
+            false => [NodeRole::Controller, NodeRole::Worker]
+                .map(|role| (role, role.to_string()))
+                .into(),
+        };
+    }
+    let validity = Duration::from_secs(86_400 * u64::from(args.days));
+    for (role, name) in named {
+        make(&args.out, &authority, role, &name, validity, args.renew)?;
     }
     Ok(())
+}
+
+/// A new certificate for a member, new or known.
+fn make(
+    out: &Path,
+    authority: &CertificateAuthority,
+    role: NodeRole,
+    name: &str,
+    validity: Duration,
+    renew: bool,
+) -> Result<(), Failure> {
+    let folder = member_folder(out, name)?;
+    if renew {
+        let known = details(&read(&folder.join("node.pem"))?).map_err(bad)?;
+        if known.role != role {
+            return Err(Failure::new(format!(
+                "{} is a {}'s certificate, not a {role}'s",
+                folder.display(),
+                known.role
+            )));
+        }
+    } else if folder.exists() {
+        return Err(Failure::new(format!(
+            "{} is there already; --renew makes a new certificate for it, or choose another name",
+            folder.display()
+        )));
+    }
+    let issued = authority.issue(role, name, validity).map_err(bad)?;
+    write_member(&folder, authority.certificate_pem(), &issued)?;
+    if let Some(list) = revocations(out)? {
+        write(&folder.join("revoked.pem"), &list, 0o644)?;
+    }
+    println!("{}: a {role}'s certificate", folder.display());
+    Ok(())
+}
+
+/// Puts a member's certificate on the list, and the list into every member's directory.
+fn revoke(out: &Path, authority: &CertificateAuthority, name: &str) -> Result<(), Failure> {
+    let certificate = read(&member_folder(out, name)?.join("node.pem"))?;
+    let list = revocations(out)?;
+    let list = authority
+        .revoke(list.as_deref(), &certificate)
+        .map_err(bad)?;
+    write(&out.join("revoked.pem"), &list, 0o644)?;
+    for (member, _) in members(out)? {
+        write(&out.join(member).join("revoked.pem"), &list, 0o644)?;
+    }
+    println!(
+        "{name} is revoked; copy {} to every member's directory",
+        out.join("revoked.pem").display()
+    );
+    Ok(())
+}
+
+/// Shows all members.
+fn list(out: &Path, as_json: bool) -> Result<(), Failure> {
+    let revoked = revocations(out)?.map_or(Ok(Vec::new()), |list| revoked_serials(&list));
+    let revoked = revoked.map_err(bad)?;
+    let now = SystemTime::now();
+    for (name, member) in members(out)? {
+        let is_revoked = revoked.contains(&member.serial);
+        let (_, when) = validity(member.expires, now);
+        if as_json {
+            let days = member
+                .expires
+                .duration_since(now)
+                .map_or(0, |d| d.as_secs() / 86_400);
+            let expires = OffsetDateTime::from(member.expires).unix_timestamp();
+            let line = json!({"member": name, "role": member.role.to_string(), "expires": expires, "days_left": days, "revoked": is_revoked});
+            println!("{line}");
+        } else {
+            let revoked = if is_revoked { "REVOKED, " } else { "" };
+            println!("{name:20} {:10} {revoked}{when}", member.role.to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Members by name: directories with a certificate.
+fn members(out: &Path) -> Result<Vec<(String, Details)>, Failure> {
+    let failed = |error| Failure::new(format!("{} cannot be read: {error}", out.display()));
+    let mut members = Vec::new();
+    for entry in fs::read_dir(out).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path().join("node.pem");
+        if path.exists() {
+            let member = details(&read(&path)?)
+                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            members.push((entry.file_name().to_string_lossy().into_owned(), member));
+        }
+    }
+    members.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(members)
+}
+
+fn member_folder(out: &Path, name: &str) -> Result<PathBuf, Failure> {
+    if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+        return Err(Failure::new(format!(
+            "`{name}` cannot be the name of a directory; choose another"
+        )));
+    }
+    Ok(out.join(name))
+}
+
+fn revocations(out: &Path) -> Result<Option<String>, Failure> {
+    let path = out.join("revoked.pem");
+    path.exists().then(|| read(&path)).transpose()
+}
+
+fn bad(error: IdentityError) -> Failure {
+    Failure::new(error.to_string())
 }
 
 /// Writes the directory of one member.
@@ -92,31 +240,39 @@ pub fn run(args: CertsArgs) -> Result<(), Failure> {
 pub fn write_member(
     folder: &Path,
     authority_pem: &str,
-    issued: &volley_transports::quic::IssuedCertificate,
+    issued: &IssuedCertificate,
 ) -> Result<(), Failure> {
     create(folder)?;
     write(&folder.join("ca.pem"), authority_pem, 0o644)?;
-    write(&folder.join("node.pem"), &issued.certificate_pem, 0o644)?;
-    write(&folder.join("node.key"), &issued.key_pem, 0o600)
+    write(&folder.join("node.key"), &issued.key_pem, 0o600)?;
+    write(&folder.join("node.pem"), &issued.certificate_pem, 0o644)
 }
 
 fn create(folder: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder)
+    fs::create_dir_all(folder)
         .map_err(|error| Failure::new(format!("{} cannot be made: {error}", folder.display())))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
+    fs::read_to_string(path)
         .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
 }
 
+/// Writes a file so that whoever reads it sees the old one or the new one.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     let failed = |error| Failure::new(format!("{} cannot be written: {error}", path.display()));
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    // One that was left behind may have other permissions.
+    let _ = fs::remove_file(&beside);
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
-        .open(path)
+        .open(&beside)
         .map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&beside, path).map_err(failed)
 }

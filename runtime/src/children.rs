@@ -60,7 +60,8 @@ impl Children {
             .identity(NodeRole::Controller, "server")
             .map_err(|e| failed("certificates", &e))?;
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let node = network::bind(any, &controller, &settings.network)?;
+        let node = QuicNode::bind(any, &controller, network::options(&settings.network))
+            .map_err(|e| failed("the workers' network", &e))?;
 
         // Readable by this user alone: there is a key in it.
         let folder = tempfile::Builder::new()
@@ -68,7 +69,7 @@ impl Children {
             .tempdir()
             .map_err(|e| failed("a directory for the workers' configuration", &e))?;
         let issued = authority
-            .issue(NodeRole::Worker, "worker")
+            .issue(NodeRole::Worker, "worker", CertificateAuthority::VALIDITY)
             .map_err(|e| failed("certificates", &e))?;
         let certificates = folder.path().join("worker");
         certs::write_member(&certificates, authority.certificate_pem(), &issued)?;

@@ -3,13 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use clap::Args;
 use volley_models::Isa;
 use volley_models::kernels::InstructionSet;
-use volley_transports::quic::{NodeRole, QuicNode};
+use volley_transports::quic::{Identity, NodeRole, QuicNode};
 use volley_transports::verbs::{Context, DeviceList, GidKind, LinkLayer, PortState};
 
+use crate::certificate::{self, Validity};
 use crate::config::{ByteSize, Settings};
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Serving};
@@ -91,6 +93,7 @@ pub fn run(args: DoctorArgs) -> Result<(), Failure> {
     let raw = args.config.load()?;
     let mut findings = host(Path::new("/"));
     findings.extend(rdma(Path::new("/")));
+    findings.extend(raw.certificates().map(certificate));
     if args.call {
         let model = launch::open_model(&raw)?;
         let settings = Settings::resolve(
@@ -115,6 +118,29 @@ pub fn run(args: DoctorArgs) -> Result<(), Failure> {
             "{bad} of {} things are bad",
             findings.len()
         ))),
+    }
+}
+
+/// How long the certificate in `folder` holds.
+fn certificate(folder: &Path) -> Finding {
+    let (verdict, found) = match Identity::load(folder) {
+        Err(error) => (Verdict::Bad, error.to_string()),
+        Ok(identity) => {
+            let (validity, when) = certificate::validity(identity.expires(), SystemTime::now());
+            let verdict = match validity {
+                Validity::Good => Verdict::Good,
+                Validity::Soon => Verdict::Slow,
+                Validity::Ended => Verdict::Bad,
+            };
+            let (role, name) = (identity.role(), identity.name());
+            (verdict, format!("a {role}'s, {name}, {when}"))
+        }
+    };
+    Finding {
+        verdict,
+        what: "certificate",
+        found,
+        remedy: certificate::REMEDY,
     }
 }
 

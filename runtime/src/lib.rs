@@ -3,6 +3,7 @@
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
 pub mod bench;
+pub mod certificate;
 pub mod certs;
 pub mod children;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod failure;
+pub mod files;
 pub mod fingerprint;
 pub mod flags;
 pub mod generate;

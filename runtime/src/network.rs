@@ -1,7 +1,6 @@
 //! The network of a cluster of processes, as the configuration says.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use volley_transports::Fabric;
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
 use volley_transports::rdma::RdmaFabric;
 
+use crate::certificate;
 use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
 
@@ -27,19 +27,7 @@ pub fn identity(settings: &NetworkSettings, role: NodeRole) -> Result<Identity, 
             "network.certificates is not set: processes of a cluster prove to each other who they are. `volley certs --out certs` makes what is needed; the {role} then takes --certificates certs/{role}"
         )));
     };
-    load(folder, role)
-}
-
-fn load(folder: &Path, role: NodeRole) -> Result<Identity, Failure> {
-    let identity = Identity::load(folder).map_err(|error| Failure::new(error.to_string()))?;
-    if identity.role() != role {
-        return Err(Failure::new(format!(
-            "the certificate in {} is a {}'s, but this process is the {role}; take the directory that `volley certs` made for it",
-            folder.display(),
-            identity.role()
-        )));
-    }
-    Ok(identity)
+    certificate::load(folder, role)
 }
 
 /// How the network is used.
@@ -110,7 +98,7 @@ fn not_an_address(key: &str, text: &str) -> Failure {
     ))
 }
 
-/// A node at `listen`.
+/// A node at `listen`, which takes up certificates that are renewed in the configured directory.
 ///
 /// # Errors
 /// The address cannot be had.
@@ -119,8 +107,12 @@ pub fn bind(
     identity: &Identity,
     settings: &NetworkSettings,
 ) -> Result<QuicNode, Failure> {
-    QuicNode::bind(listen, identity, options(settings))
-        .map_err(|error| Failure::new(error.to_string()))
+    let node = QuicNode::bind(listen, identity, options(settings))
+        .map_err(|error| Failure::new(error.to_string()))?;
+    if let Some(folder) = &settings.certificates {
+        certificate::watch(&node, folder, identity)?;
+    }
+    Ok(node)
 }
 
 /// What carries rows to other workers, which are met over `node`.

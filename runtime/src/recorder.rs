@@ -1,8 +1,10 @@
 //! The metrics recorder behind `/metrics`.
 
+use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use volley_actors::metric_names::{self, Kind};
 
+use crate::certificate;
 use crate::failure::Failure;
 
 /// Bounds of buckets for times, in seconds: 100 us to 60 s, three to a decade.
@@ -36,5 +38,7 @@ pub fn install() -> Result<PrometheusHandle, Failure> {
     }
     let handle = builder.install_recorder().map_err(refused)?;
     metric_names::describe();
+    describe_gauge!(certificate::EXPIRY, certificate::EXPIRY_HELP);
+    gauge!(certificate::EXPIRY).set(0.0);
     Ok(handle)
 }

@@ -20,11 +20,11 @@ use crate::config::Demand;
 use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Serving};
-use crate::http::{self, HttpOptions};
+use crate::http::{self, HttpOptions, Limits};
 use crate::launch::Launch;
 use crate::progress::LoadDisplay;
 use crate::signals::Signals;
-use crate::{logging, recorder};
+use crate::{files, logging, recorder};
 
 /// Serve a model over an OpenAI-compatible HTTP API.
 #[derive(Debug, Args)]
@@ -81,8 +81,17 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
     let options = HttpOptions {
         api_key,
         max_body_bytes: settings.server.max_body.0 as usize,
+        bodies_bytes: settings.server.bodies_memory.0 as usize,
+        body_timeout: settings.server.body_timeout,
         request_timeout: settings.server.request_timeout,
+        limits: Limits {
+            connections: settings.server.max_connections,
+            head_bytes: settings.server.max_head.0 as usize,
+            head_timeout: settings.server.head_timeout,
+            stall_timeout: settings.server.stall_timeout,
+        },
     };
+    files::prepare(options.limits.connections);
     let (close, closed) = oneshot::channel::<()>();
     let server = http::serve(Arc::clone(&engine), listener, options, metrics, async {
         // A sender that is gone means the same.

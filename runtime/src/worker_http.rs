@@ -3,12 +3,15 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use volley_actors::LoadProgress;
+
+use crate::http::{self, Limits};
 
 /// Whether the worker has its weights.
 #[derive(Clone, Default)]
@@ -22,6 +25,14 @@ impl Ready {
         }
     }
 }
+
+/// What scrapers and probes may hold: few of them call.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    head_bytes: 8 << 10,
+    head_timeout: Duration::from_secs(10),
+    stall_timeout: Duration::from_secs(60),
+};
 
 /// Serves until the runtime ends.
 pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, ready: Ready) {
@@ -40,11 +51,8 @@ pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, ready: Read
     let listener = listener
         .set_nonblocking(true)
         .and_then(|()| tokio::net::TcpListener::from_std(listener));
-    let served = match listener {
-        Ok(listener) => axum::serve(listener, router).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = served {
-        tracing::error!("the status server failed: {error}");
+    match listener {
+        Ok(listener) => http::server::run(listener, router, LIMITS, std::future::pending()).await,
+        Err(error) => tracing::error!("the status server failed: {error}"),
     }
 }

@@ -122,6 +122,11 @@ impl Inbox {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Ends its owner's sleep without anything having come.
+    pub(crate) fn unpark(&self) {
+        self.unparker.unpark();
+    }
+
     fn ready(&self) -> bool {
         // The load first, because a swap would take the cache line from the waking side at every turn.
         !self.parcels.is_empty()
@@ -203,6 +208,14 @@ impl<L: Link> BallEnd<L> {
             lost: vec![false; links.len()].into(),
             links,
             balls: (0..lanes).map(|_| ball()).collect(),
+        }
+    }
+
+    /// Sleeps until unparked or until the deadline.
+    pub(crate) fn park(&self, deadline: Option<Instant>) {
+        match deadline {
+            Some(deadline) => self.parker.park_deadline(deadline),
+            None => self.parker.park(),
         }
     }
 
@@ -351,11 +364,10 @@ impl<L: Link> Endpoint for BallEnd<L> {
                 std::hint::spin_loop();
                 continue;
             }
-            match deadline {
-                Some(deadline) if Instant::now() >= deadline => return,
-                Some(deadline) => self.parker.park_deadline(deadline),
-                None => self.parker.park(),
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return;
             }
+            self.park(deadline);
         }
     }
 

@@ -19,6 +19,7 @@ mod m2n;
 mod participants;
 pub mod quic;
 pub mod rdma;
+pub mod simulated;
 mod slot;
 mod topology;
 pub mod verbs;

@@ -5,8 +5,9 @@ use std::sync::mpsc;
 use volley_models::AttentionModule;
 use volley_transports::{Endpoint, WorkerId};
 
-use super::data_loop::{AttentionLoop, AttentionParts};
-use crate::data_loop::{Exit, Signal};
+use super::compute::Outline;
+use super::logic::{AttentionLogic, AttentionParts};
+use crate::data_loop::{Exit, Signal, run};
 use crate::protocol::AttentionCommand;
 use crate::voice::{Voice, WorkerWord};
 use crate::worker::{Blueprint, Life};
@@ -21,13 +22,17 @@ pub(crate) fn live(
 ) -> Life {
     let said = voice.clone();
     let parts = load(blueprint, worker, voice)?;
-    let data_loop = AttentionLoop::new(parts, blueprint.no_grouping()?, endpoint, inbox);
-    let data_loop = data_loop.map_err(Exit::NotLoaded)?;
+    let logic = AttentionLogic::new(parts, blueprint.no_grouping()?, endpoint);
+    let logic = logic.map_err(Exit::NotLoaded)?;
     said.say(WorkerWord::Loaded(Vec::new()));
-    Ok(data_loop.run())
+    Ok(run(logic, &inbox))
 }
 
-fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<AttentionParts, Exit> {
+fn load(
+    blueprint: &Blueprint,
+    worker: WorkerId,
+    voice: Voice,
+) -> Result<AttentionParts<AttentionModule>, Exit> {
     let mut progress = blueprint.progress.of(worker);
     let member = blueprint.join_crew()?;
     let options = blueprint.attention;
@@ -40,13 +45,13 @@ fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<Attenti
             .map(|_| module.activations())
             .collect(),
         module,
-        spec: blueprint.weights.spec().clone(),
+        outline: Outline::from(blueprint.weights.spec()),
         dtype: config.dtype,
         shape: blueprint.shape,
         kv_blocks: config.kv_blocks,
         block_tokens: config.block_tokens,
         peer_deadline: config.peer_deadline,
-        clock: blueprint.clock,
+        clock: blueprint.clock.clone(),
         recorder: blueprint.timeline.recorder(worker),
         voice,
     })

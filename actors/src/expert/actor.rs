@@ -5,8 +5,9 @@ use std::sync::{Arc, mpsc};
 use volley_models::ExpertModule;
 use volley_transports::{Endpoint, WorkerId};
 
-use super::data_loop::{ExpertCommand, ExpertLoop, ExpertParts};
-use crate::data_loop::{Exit, Signal};
+use super::compute::{ExpertCompute, Loaded};
+use super::logic::{ExpertCommand, ExpertLogic, ExpertParts};
+use crate::data_loop::{Exit, Signal, run};
 use crate::voice::{Voice, WorkerWord};
 use crate::worker::{Blueprint, Life};
 
@@ -20,14 +21,18 @@ pub(crate) fn live(
 ) -> Life {
     let said = voice.clone();
     let parts = load(blueprint, worker, voice)?;
-    let holds = parts.module.experts().collect();
-    let data_loop = ExpertLoop::new(parts, blueprint.no_grouping()?, endpoint, inbox);
-    let data_loop = data_loop.map_err(Exit::NotLoaded)?;
+    let holds = parts.module.holds();
+    let logic = ExpertLogic::new(parts, blueprint.no_grouping()?, endpoint);
+    let logic = logic.map_err(Exit::NotLoaded)?;
     said.say(WorkerWord::Loaded(holds));
-    Ok(data_loop.run())
+    Ok(run(logic, &inbox))
 }
 
-fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<ExpertParts, Exit> {
+fn load(
+    blueprint: &Blueprint,
+    worker: WorkerId,
+    voice: Voice,
+) -> Result<ExpertParts<Loaded>, Exit> {
     let mut progress = blueprint.progress.of(worker);
     let member = blueprint.join_crew()?;
     let roster = blueprint.config.roster(blueprint.weights.spec());
@@ -42,14 +47,16 @@ fn load(blueprint: &Blueprint, worker: WorkerId, voice: Voice) -> Result<ExpertP
     .map_err(Exit::not_loaded)?;
     Ok(ExpertParts {
         worker,
-        module,
-        weights: Arc::clone(&blueprint.weights),
-        spec: blueprint.weights.spec().clone(),
+        module: Loaded {
+            module,
+            weights: Arc::clone(&blueprint.weights),
+        },
+        hidden: blueprint.weights.spec().hidden,
         dtype: blueprint.config.dtype,
         shape: blueprint.shape,
         micro_batches: blueprint.config.micro_batches,
         peer_deadline: blueprint.config.peer_deadline,
-        clock: blueprint.clock,
+        clock: blueprint.clock.clone(),
         recorder: blueprint.timeline.recorder(worker),
         load: Arc::clone(&blueprint.load),
         voice,

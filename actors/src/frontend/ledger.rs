@@ -101,7 +101,10 @@ struct OpenStep {
     opened: Now,
     /// Workers that have not reported, and what they were to do.
     missing: BTreeMap<u16, Vec<StepWork>>,
+    /// In the order of the plan.
     outcomes: Vec<Outcome>,
+    /// Where each sequence stands in `outcomes`, by sequence.
+    places: Vec<(SequenceId, u32)>,
     timing: StepTiming,
 }
 
@@ -252,13 +255,15 @@ impl Ledger {
                     sample: part.samples,
                 });
             }
-            let open = OpenStep {
+            let mut open = OpenStep {
                 micro_batch: plan.micro_batch,
                 opened: now,
                 missing: work,
                 outcomes,
+                places: Vec::new(),
                 timing: StepTiming::default(),
             };
+            open.find_places();
             self.steps.insert(step, open);
             if self.moving.is_empty() {
                 self.issue(step);
@@ -290,11 +295,7 @@ impl Ledger {
         }
         open.timing.rows = rows;
         for result in report.results {
-            if let Some(outcome) = open
-                .outcomes
-                .iter_mut()
-                .find(|o| o.sequence == result.sequence)
-            {
+            if let Some(outcome) = open.outcome(result.sequence) {
                 outcome.sampled = result.token.is_some();
                 outcome.finished = result.finished.clone();
             }
@@ -555,6 +556,7 @@ impl Ledger {
             });
             open.outcomes
                 .retain(|outcome| !evicted.contains(&outcome.sequence));
+            open.find_places();
         }
         // Right behind the event that evicted them, before whatever else has happened since.
         for &sequence in evicted.iter().rev() {
@@ -625,6 +627,22 @@ impl Ledger {
             record.closed = true;
             outputs.push(Output::Client(sequence, RequestEvent::Finished(reason)));
         }
+    }
+}
+
+impl OpenStep {
+    /// The outcome of a sequence. A step of a large cluster has thousands, so they are not searched one by one.
+    fn outcome(&mut self, sequence: SequenceId) -> Option<&mut Outcome> {
+        let found = self.places.binary_search_by_key(&sequence, |place| place.0);
+        let (_, at) = self.places[found.ok()?];
+        self.outcomes.get_mut(at as usize)
+    }
+
+    fn find_places(&mut self) {
+        self.places.clear();
+        let sequences = self.outcomes.iter().map(|outcome| outcome.sequence);
+        self.places.extend(sequences.zip(0..));
+        self.places.sort_unstable();
     }
 }
 

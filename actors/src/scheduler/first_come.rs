@@ -68,8 +68,9 @@ impl Policy for FirstCome {
             prefill: vec![self.prefill_tokens; workers.len()],
             free_blocks: workers.iter().map(|worker| worker.free_blocks).collect(),
         };
+        let waiting = self.waiting(view);
         let shares: Vec<u32> = (0..workers.len())
-            .map(|worker| self.share(view, worker, micro_batch))
+            .map(|worker| self.share(view, worker, waiting, micro_batch))
             .collect();
         // Rows of each worker that this micro-batch has or may have.
         let mut here = vec![0; workers.len()];
@@ -106,26 +107,31 @@ impl FirstCome {
         sequence.pending().clamp(1, self.prefill_tokens)
     }
 
-    /// Rows of one worker that a micro-batch should have.
-    fn share(&self, view: &View, worker: usize, micro_batch: MicroBatch) -> u32 {
-        let micro_batches = u32::from(view.micro_batches().max(1));
+    /// Rows that sequences without a place will bring to each worker, as far as it is worth knowing.
+    fn waiting(&self, view: &View) -> u32 {
         // What fills every micro-batch is enough to know.
-        let enough = self.fill.saturating_mul(micro_batches);
-        let sum = |ids: &mut dyn Iterator<Item = SequenceId>| {
-            ids.filter_map(|id| view.sequence(id))
-                .map(|sequence| self.weight(sequence))
-                .fold(0, u32::saturating_add)
-        };
-        let running = sum(&mut view.workers()[worker].sequences.iter().copied());
+        let enough = self.fill.saturating_mul(micro_batches(view));
         let alive = view.workers().iter().filter(|w| w.capacity.alive).count();
-        let waiting = sum(&mut view.waiting().take(enough as usize)).div_ceil(alive.max(1) as u32);
-        let rows = running.saturating_add(waiting);
-        let open = (rows / self.fill).clamp(1, micro_batches);
+        let first = view.waiting().take(enough as usize);
+        self.weights(view, first).div_ceil(alive.max(1) as u32)
+    }
+
+    /// Rows of one worker that a micro-batch should have.
+    fn share(&self, view: &View, worker: usize, waiting: u32, micro_batch: MicroBatch) -> u32 {
+        let running = view.workers()[worker].sequences.iter().copied();
+        let rows = self.weights(view, running).saturating_add(waiting);
+        let open = (rows / self.fill).clamp(1, micro_batches(view));
         if u32::from(micro_batch.0) < open {
             rows.div_ceil(open)
         } else {
             0
         }
+    }
+
+    fn weights(&self, view: &View, ids: impl Iterator<Item = SequenceId>) -> u32 {
+        ids.filter_map(|id| view.sequence(id))
+            .map(|sequence| self.weight(sequence))
+            .fold(0, u32::saturating_add)
     }
 
     /// Adds a running sequence's next tokens to the draft, making room by preemption if it may. Returns whether it was added.
@@ -214,6 +220,10 @@ impl FirstCome {
             here[worker] += self.weight(sequence);
         }
     }
+}
+
+fn micro_batches(view: &View) -> u32 {
+    u32::from(view.micro_batches().max(1))
 }
 
 impl Draft<'_> {

@@ -438,6 +438,60 @@ pub const KEYS: &[Key] = &[
         help: "Largest request body.",
     },
     Key {
+        path: "server.bodies_memory",
+        kind: Kind::Size,
+        default: Default::Value("256MiB"),
+        flag: None,
+        help: "Memory for the bodies of all requests that are arriving; a request beyond it gets status 503.",
+    },
+    Key {
+        path: "server.body_timeout_s",
+        kind: Kind::Seconds {
+            min: 0.1,
+            max: 86_400.0,
+        },
+        default: Default::Value("60"),
+        flag: None,
+        help: "Seconds a request's body may take to arrive; then it gets status 408.",
+    },
+    Key {
+        path: "server.max_connections",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+        },
+        default: Default::Value("4096"),
+        flag: None,
+        help: "HTTP connections at once. One more takes the place of the one that has rested longest, or gets status 503 if each has a request at work. Each is an open file.",
+    },
+    Key {
+        path: "server.max_head",
+        kind: Kind::Size,
+        default: Default::Value("32KiB"),
+        flag: None,
+        help: "Largest head of a request (first line and headers, of which there may be 100), and size of a connection's buffers; at least 8 KiB.",
+    },
+    Key {
+        path: "server.head_timeout_s",
+        kind: Kind::Seconds {
+            min: 0.1,
+            max: 86_400.0,
+        },
+        default: Default::Value("10"),
+        flag: None,
+        help: "Seconds a request's head may take to arrive, and a connection may rest; then it is closed.",
+    },
+    Key {
+        path: "server.stall_timeout_s",
+        kind: Kind::Seconds {
+            min: 1.0,
+            max: 86_400.0,
+        },
+        default: Default::Value("60"),
+        flag: None,
+        help: "Seconds after which a client is gone that takes nothing of what is sent to it, or whose machine gives no sign of life.",
+    },
+    Key {
         path: "server.request_timeout_s",
         kind: Kind::Seconds {
             min: 0.1,

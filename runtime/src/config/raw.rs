@@ -126,6 +126,12 @@ pub(super) struct RawServer {
     pub(super) port: u16,
     pub(super) api_key_file: Option<PathBuf>,
     pub(super) max_body: ByteSize,
+    pub(super) bodies_memory: ByteSize,
+    pub(super) body_timeout_s: f64,
+    pub(super) max_connections: usize,
+    pub(super) max_head: ByteSize,
+    pub(super) head_timeout_s: f64,
+    pub(super) stall_timeout_s: f64,
     pub(super) request_timeout_s: f64,
     pub(super) drain_timeout_s: f64,
 }

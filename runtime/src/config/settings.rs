@@ -74,6 +74,18 @@ pub struct ServerSettings {
     pub api_key_file: Option<PathBuf>,
     /// Largest request body in bytes.
     pub max_body: ByteSize,
+    /// Bytes of request bodies in memory at once, over all requests.
+    pub bodies_memory: ByteSize,
+    /// Longest time for a request's body to arrive.
+    pub body_timeout: Duration,
+    /// HTTP connections at once.
+    pub max_connections: usize,
+    /// Largest head of a request in bytes.
+    pub max_head: ByteSize,
+    /// Longest time for a request's head to arrive, and for a connection to rest.
+    pub head_timeout: Duration,
+    /// Time after which a client that takes nothing is gone.
+    pub stall_timeout: Duration,
     /// Longest time from a request's arrival to its last token.
     pub request_timeout: Duration,
     /// Time for running requests to finish after the signal to stop.
@@ -151,6 +163,11 @@ impl Raw {
         self.server.api_key_file.as_deref()
     }
 
+    /// The directory with this process's certificate.
+    pub fn certificates(&self) -> Option<&std::path::Path> {
+        self.network.certificates.as_deref()
+    }
+
     /// Host and port to listen on, which need no model to be known.
     pub fn address(&self) -> (&str, u16) {
         (&self.server.host, self.server.port)
@@ -213,6 +230,15 @@ impl Settings {
             problems.push(Problem::derived(
                 "limits.prefill_tokens",
                 format!("is {prefill_tokens}, but a step has {rows} tokens at most (`limits.max_batch_tokens`)"),
+            ));
+        }
+        let (body, bodies) = (raw.server.max_body, raw.server.bodies_memory);
+        if body.0 > bodies.0 {
+            problems.push(Problem::derived(
+                "server.max_body",
+                format!(
+                    "is {body}, but there are {bodies} for all bodies (`server.bodies_memory`)"
+                ),
             ));
         }
         let kv_blocks = kv_blocks(raw, spec, dtype, context, available, demand, &mut problems);
@@ -280,6 +306,12 @@ impl Settings {
                 port: server.port,
                 api_key_file: server.api_key_file.clone(),
                 max_body: server.max_body,
+                bodies_memory: server.bodies_memory,
+                body_timeout: Duration::from_secs_f64(server.body_timeout_s),
+                max_connections: server.max_connections,
+                max_head: server.max_head,
+                head_timeout: Duration::from_secs_f64(server.head_timeout_s),
+                stall_timeout: Duration::from_secs_f64(server.stall_timeout_s),
                 request_timeout: Duration::from_secs_f64(server.request_timeout_s),
                 drain_timeout: Duration::from_secs_f64(server.drain_timeout_s),
             },
@@ -388,6 +420,12 @@ impl Settings {
             "server.port" => integer(self.server.port.into()),
             "server.api_key_file" => file(&self.server.api_key_file),
             "server.max_body" => integer(self.server.max_body.0),
+            "server.bodies_memory" => integer(self.server.bodies_memory.0),
+            "server.body_timeout_s" => seconds(self.server.body_timeout),
+            "server.max_connections" => integer(self.server.max_connections as u64),
+            "server.max_head" => integer(self.server.max_head.0),
+            "server.head_timeout_s" => seconds(self.server.head_timeout),
+            "server.stall_timeout_s" => seconds(self.server.stall_timeout),
             "server.request_timeout_s" => seconds(self.server.request_timeout),
             "server.drain_timeout_s" => seconds(self.server.drain_timeout),
             "log.level" => text(&self.log.level),

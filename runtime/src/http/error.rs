@@ -148,8 +148,9 @@ impl ApiError {
     }
 
     /// 408: the body did not come.
-    pub(super) fn body_too_slow(seconds: u64) -> Self {
-        let message = format!("the request body did not arrive within {seconds} s");
+    pub(super) fn body_too_slow(seconds: f64) -> Self {
+        let message =
+            format!("the request body did not arrive within {seconds} s (`server.body_timeout_s`)");
         ApiError::new(
             StatusCode::REQUEST_TIMEOUT,
             "invalid_request_error",

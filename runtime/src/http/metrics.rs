@@ -15,11 +15,18 @@ pub const IN_FLIGHT: &str = "volley_http_requests_in_flight";
 /// Connections open.
 pub const CONNECTIONS: &str = "volley_http_connections";
 
+/// Connections that had to go because all places were taken, by kind: resting (closed for a new one) or refused (a new one).
+pub const SHED: &str = "volley_http_connections_shed_total";
+
 /// Every metric of the API: name and help.
 pub const ALL: &[(&str, &str)] = &[
     (REQUESTS, "HTTP requests answered, by route and status."),
     (IN_FLIGHT, "HTTP requests whose answer is not complete."),
     (CONNECTIONS, "HTTP connections open."),
+    (
+        SHED,
+        "HTTP connections that had to go because all places were taken, by kind: resting (closed for a new one) or refused (a new one, with 503).",
+    ),
 ];
 
 /// Describes the metrics to the installed recorder and registers them at zero.
@@ -33,6 +40,9 @@ pub(super) fn register() {
     }
     for route in ROUTES {
         let _ = counter!(REQUESTS, "route" => route.path, "status" => "200");
+    }
+    for kind in ["resting", "refused"] {
+        let _ = counter!(SHED, "kind" => kind);
     }
     metrics::gauge!(IN_FLIGHT).set(0.0);
     metrics::gauge!(CONNECTIONS).set(0.0);

@@ -16,15 +16,17 @@ mod error;
 mod fields;
 mod generation;
 mod health;
+mod holding;
 mod ids;
 mod logprobs;
 pub mod metrics;
 mod models;
 mod observe;
 mod openapi;
+mod places;
 mod pulse;
 mod routes;
-mod server;
+pub mod server;
 mod state;
 mod stream;
 mod tokenize;
@@ -38,6 +40,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinSet;
 
+pub use self::server::Limits;
 use self::state::App;
 pub use self::state::HttpOptions;
 use crate::engine::Engine;
@@ -70,7 +73,8 @@ pub async fn serve(
         shutdown.await;
         app.pulse.stop();
     };
-    server::run(listener, routes::router(app.clone()), stop).await;
+    let limits = app.options.limits;
+    server::run(listener, routes::router(app.clone()), limits, stop).await;
     Ok(())
 }
 

@@ -1,17 +1,14 @@
 //! Around every request: its id, the access log, the metrics.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use hyper::body::{Frame, SizeHint};
 use metrics::{Gauge, counter, gauge};
 
+use super::holding::Holding;
 use super::ids;
 use super::metrics::{IN_FLIGHT, REQUESTS};
 
@@ -40,12 +37,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
         "{method} {path}"
     );
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|body| {
-        Body::new(Observed {
-            body,
-            _in_flight: in_flight,
-        })
-    })
+    response.map(|body| Holding::wrap(body, in_flight))
 }
 
 /// The client's own id if it is of a decent size, else a new one.
@@ -71,32 +63,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.decrement(1.0);
-    }
-}
-
-/// A body that keeps its request counted.
-struct Observed {
-    body: Body,
-    _in_flight: InFlight,
-}
-
-impl HttpBody for Observed {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    // Answers that are complete keep their content-length.
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
+use super::body::BodyBudget;
 use super::error::ApiError;
 use super::pulse::Pulse;
+use super::server::Limits;
 use crate::engine::Engine;
 
 /// Requests whose text is prepared at once; others wait their turn. Workers need the processor more.
@@ -20,8 +22,14 @@ pub struct HttpOptions {
     pub api_key: Option<String>,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Bytes of request bodies in memory at once, over all requests.
+    pub bodies_bytes: usize,
+    /// Longest time for a request's body to arrive.
+    pub body_timeout: Duration,
     /// Longest time from a request's arrival to its last token.
     pub request_timeout: Duration,
+    /// What connections may hold.
+    pub limits: Limits,
 }
 
 impl Default for HttpOptions {
@@ -29,7 +37,10 @@ impl Default for HttpOptions {
         HttpOptions {
             api_key: None,
             max_body_bytes: 4 << 20,
+            bodies_bytes: 256 << 20,
+            body_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(600),
+            limits: Limits::default(),
         }
     }
 }
@@ -40,7 +51,10 @@ impl std::fmt::Debug for HttpOptions {
         f.debug_struct("HttpOptions")
             .field("api_key", &self.api_key.as_ref().map(|_| "..."))
             .field("max_body_bytes", &self.max_body_bytes)
+            .field("bodies_bytes", &self.bodies_bytes)
+            .field("body_timeout", &self.body_timeout)
             .field("request_timeout", &self.request_timeout)
+            .field("limits", &self.limits)
             .finish()
     }
 }
@@ -52,6 +66,8 @@ pub(super) struct App {
     pub(super) options: Arc<HttpOptions>,
     pub(super) metrics: PrometheusHandle,
     pub(super) pulse: Pulse,
+    /// What is left for the bodies of requests.
+    pub(super) bodies: BodyBudget,
     preparing: Arc<Semaphore>,
 }
 
@@ -64,6 +80,7 @@ impl App {
         let preparing = Arc::new(Semaphore::new(PREPARING_MAX));
         App {
             engine,
+            bodies: BodyBudget::new(options.bodies_bytes),
             options: Arc::new(options),
             metrics,
             pulse: Pulse::new(),

@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod errors;
+mod hostile;
 mod lifecycle;
 mod operations;
 mod server;

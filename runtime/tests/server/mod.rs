@@ -27,17 +27,26 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `volley serve --model MODEL` and waits for the line that says it is ready.
     pub(crate) fn start(model: &Path, args: &[&str]) -> Server {
+        Server::start_with(model, args, |_| {})
+    }
+
+    /// The same, with a last word on its command: variables, where its log goes.
+    pub(crate) fn start_with(
+        model: &Path,
+        args: &[&str],
+        configure: impl FnOnce(&mut Command),
+    ) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volley"));
         command
             .args(["serve", "--port", "0", "--log-level", "warn", "--model"])
             .arg(model)
             .args(args);
-        let mut child = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::inherit());
+        configure(&mut command);
+        let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         // From here on the process is killed whatever happens.
         let mut server = Server {
@@ -62,6 +71,27 @@ impl Server {
             .unwrap_or_else(|| panic!("{}: not ready: {ready}", model.display()))
             .to_owned();
         server
+    }
+
+    /// Memory of the process, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        1024 * kib.unwrap().parse::<u64>().unwrap()
+    }
+
+    /// The sum over the labels of a metric.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        let values = text
+            .lines()
+            .filter(|line| line.split([' ', '{']).next() == Some(name))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+        let values: Vec<f64> = values.collect();
+        assert!(!values.is_empty(), "no {name} in\n{text}");
+        values.iter().sum()
     }
 
     /// Sends `body` with POST; the status and the whole answer as JSON.

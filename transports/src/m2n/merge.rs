@@ -204,6 +204,15 @@ impl Merge {
         self.round.is_some() && self.missing == 0
     }
 
+    /// Where each local expert's rows of a ready round start, and after the last, their number; empty while the round is collected.
+    pub fn offsets(&self) -> &[u32] {
+        if self.is_ready() {
+            &self.offsets[..=self.local_experts]
+        } else {
+            &[]
+        }
+    }
+
     /// The participants of the round that have not sent: what a log line on a missed deadline names. If one of them is
     /// lost the round never gets ready: [`abandon`](Self::abandon) it.
     pub fn missing(&self) -> impl Iterator<Item = WorkerId> + '_ {

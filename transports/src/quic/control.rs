@@ -4,12 +4,8 @@ use std::net::SocketAddr;
 
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 
+use super::framing::{self, CONTROL_MESSAGE_MAX, Framing, Overlong};
 use super::{NodeRole, QuicError};
-
-/// Longest control message, in bytes.
-pub const CONTROL_MESSAGE_MAX: usize = 64 << 20;
-/// What a message's buffer grows by: memory follows what has come, not what was announced.
-const GROWTH: usize = 64 << 10;
 
 /// Who is at the other end of a link, as its certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +38,7 @@ pub struct ControlSender {
 pub struct ControlReceiver {
     connection: Connection,
     stream: RecvStream,
-    head: [u8; 4],
-    head_len: usize,
-    body: Vec<u8>,
-    body_len: usize,
+    framing: Framing,
 }
 
 impl ControlLink {
@@ -64,10 +57,7 @@ impl ControlLink {
             receiver: ControlReceiver {
                 connection,
                 stream: receive,
-                head: [0; 4],
-                head_len: 0,
-                body: Vec::new(),
-                body_len: 0,
+                framing: Framing::default(),
             },
         }
     }
@@ -89,13 +79,10 @@ impl ControlSender {
     /// # Errors
     /// The message is too long, or the link is gone.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), QuicError> {
-        if message.len() > CONTROL_MESSAGE_MAX {
-            return Err(QuicError::TooLong {
-                len: message.len() as u64,
-                max: CONTROL_MESSAGE_MAX,
-            });
-        }
-        let head = (message.len() as u32).to_le_bytes();
+        let head = framing::head(message).ok_or(QuicError::TooLong {
+            len: message.len() as u64,
+            max: CONTROL_MESSAGE_MAX,
+        })?;
         for part in [&head[..], message] {
             let sent = self.stream.write_all(part).await;
             sent.map_err(|error| lost(&self.connection, &error.to_string()))?;
@@ -123,35 +110,27 @@ impl ControlReceiver {
     /// # Errors
     /// The link is gone, or a message is too long; the link is then closed.
     pub async fn recv(&mut self) -> Result<Option<Vec<u8>>, QuicError> {
-        while self.head_len < self.head.len() {
-            let got = self.stream.read(&mut self.head[self.head_len..]).await;
-            match got.map_err(|error| self.failed(&error))? {
-                Some(n) => self.head_len += n,
-                None if self.head_len == 0 => return Ok(None),
-                None => return Err(lost(&self.connection, "it ended within a message")),
+        loop {
+            let got = self.stream.read(self.framing.room()).await;
+            let Some(count) = got.map_err(|error| self.failed(&error))? else {
+                return match self.framing.is_within() {
+                    false => Ok(None),
+                    true => Err(lost(&self.connection, "it ended within a message")),
+                };
+            };
+            match self.framing.filled(count) {
+                Ok(None) => {}
+                Ok(message) => return Ok(message),
+                Err(Overlong(len)) => {
+                    self.connection
+                        .close(VarInt::from_u32(1), b"the message is too long");
+                    return Err(QuicError::TooLong {
+                        len,
+                        max: CONTROL_MESSAGE_MAX,
+                    });
+                }
             }
         }
-        let len = u32::from_le_bytes(self.head) as usize;
-        if len > CONTROL_MESSAGE_MAX {
-            self.connection
-                .close(VarInt::from_u32(1), b"the message is too long");
-            return Err(QuicError::TooLong {
-                len: len as u64,
-                max: CONTROL_MESSAGE_MAX,
-            });
-        }
-        while self.body_len < len {
-            if self.body_len == self.body.len() {
-                self.body.resize(len.min(self.body_len + GROWTH), 0);
-            }
-            let got = self.stream.read(&mut self.body[self.body_len..]).await;
-            match got.map_err(|error| self.failed(&error))? {
-                Some(n) => self.body_len += n,
-                None => return Err(lost(&self.connection, "it ended within a message")),
-            }
-        }
-        (self.head_len, self.body_len) = (0, 0);
-        Ok(Some(std::mem::take(&mut self.body)))
     }
 
     fn failed(&self, error: &ReadError) -> QuicError {

@@ -1,15 +1,16 @@
 //! Who a process is: certificates of the cluster's own authority, with the role in them.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use rustls::server::WebPkiClientVerifier;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -67,110 +68,10 @@ pub enum IdentityError {
     },
 }
 
-fn content(what: &str, reason: impl ToString) -> IdentityError {
+pub(super) fn content(what: &str, reason: impl ToString) -> IdentityError {
     IdentityError::Content {
         what: what.to_owned(),
         reason: reason.to_string(),
-    }
-}
-
-/// The authority that signs the certificates of one cluster. Whoever has its key can add members.
-pub struct CertificateAuthority {
-    issuer: Issuer<'static, KeyPair>,
-    certificate_pem: String,
-    key_pem: String,
-}
-
-/// A certificate and its key, as PEM.
-pub struct IssuedCertificate {
-    /// The certificate.
-    pub certificate_pem: String,
-    /// Its private key.
-    pub key_pem: String,
-}
-
-impl CertificateAuthority {
-    /// A new one, with a key of its own.
-    ///
-    /// # Errors
-    /// The name cannot stand in a certificate.
-    pub fn new(cluster: &str) -> Result<Self, IdentityError> {
-        let failed = |error| content("the cluster's certificate", error);
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("Volley cluster {cluster}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(failed)?;
-        let (certificate_pem, key_pem) = (certificate.pem(), key.serialize_pem());
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-            certificate_pem,
-            key_pem,
-        })
-    }
-
-    /// The one whose certificate and key are these PEM texts.
-    ///
-    /// # Errors
-    /// They are not a certificate and its key.
-    pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, IdentityError> {
-        let key =
-            KeyPair::from_pem(key_pem).map_err(|error| content("the authority's key", error))?;
-        let issuer = Issuer::from_ca_cert_pem(certificate_pem, key)
-            .map_err(|error| content("the authority's certificate", error))?;
-        Ok(Self {
-            issuer,
-            certificate_pem: certificate_pem.to_owned(),
-            key_pem: key_pem.to_owned(),
-        })
-    }
-
-    /// Its certificate, which every member has.
-    pub fn certificate_pem(&self) -> &str {
-        &self.certificate_pem
-    }
-
-    /// Its private key, which no member needs.
-    pub fn key_pem(&self) -> &str {
-        &self.key_pem
-    }
-
-    /// A certificate for a member. `name` is for people.
-    ///
-    /// # Errors
-    /// The name cannot stand in a certificate.
-    pub fn issue(&self, role: NodeRole, name: &str) -> Result<IssuedCertificate, IdentityError> {
-        let failed = |error| content("the member's certificate", error);
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params =
-            CertificateParams::new(vec![role.server_name().to_owned()]).map_err(failed)?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(IssuedCertificate {
-            certificate_pem: certificate.pem(),
-            key_pem: key.serialize_pem(),
-        })
-    }
-
-    /// A member's identity without a detour over files: for tests, and for a process that launches its own workers.
-    ///
-    /// # Errors
-    /// As [`CertificateAuthority::issue`].
-    pub fn identity(&self, role: NodeRole, name: &str) -> Result<Identity, IdentityError> {
-        let issued = self.issue(role, name)?;
-        Identity::from_pem(
-            &self.certificate_pem,
-            &issued.certificate_pem,
-            &issued.key_pem,
-        )
     }
 }
 
@@ -179,6 +80,7 @@ impl CertificateAuthority {
 pub struct Identity {
     role: NodeRole,
     name: String,
+    expires: SystemTime,
     server: Arc<rustls::ServerConfig>,
     client: Arc<rustls::ClientConfig>,
 }
@@ -190,7 +92,7 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// From the authority's certificate and the process's own certificate and key.
+    /// From the authority's certificate, the process's own certificate and key, and the list of revocations, if there is one.
     ///
     /// # Errors
     /// One of them is of no use, or the certificate has no role.
@@ -198,6 +100,7 @@ impl Identity {
         authority_pem: &str,
         certificate_pem: &str,
         key_pem: &str,
+        revoked_pem: Option<&str>,
     ) -> Result<Self, IdentityError> {
         let authority = CertificateDer::from_pem_slice(authority_pem.as_bytes())
             .map_err(|error| content("the authority's certificate", error))?;
@@ -205,8 +108,16 @@ impl Identity {
             .map_err(|error| content("the certificate", error))?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes())
             .map_err(|error| content("the key", error))?;
-        let (role, name) =
-            read(&certificate).map_err(|reason| content("the certificate", reason))?;
+        let Details {
+            role,
+            name,
+            expires,
+            ..
+        } = read(&certificate).map_err(|reason| content("the certificate", reason))?;
+        let revoked = revoked_pem
+            .map(|list| CertificateRevocationListDer::from_pem_slice(list.as_bytes()))
+            .transpose()
+            .map_err(|error| content("the list of revocations", error))?;
 
         let mut roots = RootCertStore::empty();
         roots
@@ -216,21 +127,34 @@ impl Identity {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let chain = vec![certificate];
         let bad = |error| content("certificate and key", error);
-        let verifier =
+        let unusable = |error: &dyn std::fmt::Display| {
+            content(
+                "the authority's certificate or the list of revocations",
+                error,
+            )
+        };
+        // Both directions look at the same list. Without one nothing is revoked.
+        let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .with_crls(revoked.clone())
                 .build()
-                .map_err(|error| content("the authority's certificate", error))?;
+                .map_err(|error| unusable(&error))?;
+        let servers =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .with_crls(revoked)
+                .build()
+                .map_err(|error| unusable(&error))?;
         let versions = &[&rustls::version::TLS13];
         let mut server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(versions)
             .map_err(bad)?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(clients)
             .with_single_cert(chain.clone(), PrivateKeyDer::Pkcs8(key.clone_key()))
             .map_err(bad)?;
         let mut client = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(bad)?
-            .with_root_certificates(roots)
+            .with_webpki_verifier(servers)
             .with_client_auth_cert(chain, PrivateKeyDer::Pkcs8(key))
             .map_err(bad)?;
         server.alpn_protocols = vec![super::hello::ALPN.to_vec()];
@@ -240,12 +164,16 @@ impl Identity {
         Ok(Self {
             role,
             name,
+            expires,
             server: Arc::new(server),
             client: Arc::new(client),
         })
     }
 
-    /// From a folder with `ca.pem`, `node.pem` and `node.key`, as `volley certs` makes them.
+    /// Files of an identity's folder. The last need not be there.
+    pub const FILES: [&'static str; 4] = ["ca.pem", "node.pem", "node.key", "revoked.pem"];
+
+    /// From a folder with [`Identity::FILES`], as `volley certs` makes them.
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
@@ -257,8 +185,13 @@ impl Identity {
                 error,
             })
         };
-        let (authority, certificate, key) = (read("ca.pem")?, read("node.pem")?, read("node.key")?);
-        Self::from_pem(&authority, &certificate, &key).map_err(|error| match error {
+        let [authority, certificate, key, revoked] = Self::FILES.map(read);
+        let revoked = match revoked {
+            Err(IdentityError::File { error, .. }) if error.kind() == ErrorKind::NotFound => None,
+            other => Some(other?),
+        };
+        let identity = Self::from_pem(&authority?, &certificate?, &key?, revoked.as_deref());
+        identity.map_err(|error| match error {
             IdentityError::Content { what, reason } => IdentityError::Content {
                 what: format!("{what} in {}", folder.display()),
                 reason,
@@ -277,6 +210,11 @@ impl Identity {
         &self.name
     }
 
+    /// When the certificate ends.
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
     pub(super) fn server(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.server)
     }
@@ -286,8 +224,30 @@ impl Identity {
     }
 }
 
-/// The role and the name in a certificate.
-pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<(NodeRole, String), String> {
+/// What stands in a member's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// What it entitles to.
+    pub role: NodeRole,
+    /// The member's name.
+    pub name: String,
+    /// When it ends.
+    pub expires: SystemTime,
+    /// Its number, by which it is revoked.
+    pub serial: Vec<u8>,
+}
+
+/// What stands in a member's certificate.
+///
+/// # Errors
+/// It is not a member's certificate.
+pub fn details(certificate_pem: &str) -> Result<Details, IdentityError> {
+    let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
+        .map_err(|error| content("the certificate", error))?;
+    read(&certificate).map_err(|reason| content("the certificate", reason))
+}
+
+pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Details, String> {
     let (_, certificate) = X509Certificate::from_der(certificate)
         .map_err(|error| format!("it cannot be read: {error}"))?;
     let names = certificate
@@ -302,21 +262,31 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<(NodeRole, String
             .find(|role| role.server_name() == *name),
         _ => None,
     });
-    let common = certificate.subject().iter_common_name().next();
-    let common = common
-        .and_then(|name| name.as_str().ok())
-        .unwrap_or("unnamed");
     let role = role.ok_or_else(|| {
         format!(
             "it names no role: one of its DNS names must be controller.{DOMAIN} or worker.{DOMAIN}"
         )
     })?;
-    Ok((role, common.to_owned()))
+    let common = certificate.subject().iter_common_name().next();
+    let common = common
+        .and_then(|name| name.as_str().ok())
+        .unwrap_or("unnamed");
+    let expires = certificate.validity().not_after.timestamp();
+    Ok(Details {
+        role,
+        name: common.to_owned(),
+        // Before 1970 is as good as then.
+        expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires.try_into().unwrap_or(0)),
+        serial: certificate.serial.to_bytes_be(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::CertificateAuthority;
     use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
     fn an_authority_survives_its_files_and_issues_roles() {
@@ -334,20 +304,50 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_says_when_it_ends() {
+        let authority = CertificateAuthority::new("test").unwrap();
+        let before = SystemTime::now();
+        let issued = authority.issue(NodeRole::Worker, "a", 30 * DAY).unwrap();
+        let expires = details(&issued.certificate_pem).unwrap().expires;
+        // Certificates know no fractions of a second.
+        assert!(expires > before + 30 * DAY - Duration::from_secs(2));
+        assert!(expires <= SystemTime::now() + 30 * DAY);
+    }
+
+    #[test]
+    fn revocations_add_up() {
+        let authority = CertificateAuthority::new("test").unwrap();
+        let [one, two] =
+            ["a", "b"].map(|name| authority.issue(NodeRole::Worker, name, DAY).unwrap());
+        let list = authority.revoke(None, &one.certificate_pem).unwrap();
+        let list = authority.revoke(Some(&list), &two.certificate_pem).unwrap();
+        let again = authority.revoke(Some(&list), &two.certificate_pem).unwrap();
+        let serials = |list: &str| super::super::authority::revoked_serials(list).unwrap();
+        let mut expected = [&one, &two].map(|of| details(&of.certificate_pem).unwrap().serial);
+        expected.sort();
+        assert_eq!(
+            (serials(&list), serials(&again)),
+            (expected.to_vec(), expected.to_vec())
+        );
+    }
+
+    #[test]
     fn what_is_no_identity_is_refused_by_name() {
         let authority = CertificateAuthority::new("test").unwrap();
-        let one = authority.issue(NodeRole::Worker, "a").unwrap();
-        let two = authority.issue(NodeRole::Worker, "b").unwrap();
-        let of = |ca: &str, certificate: &str, key: &str| {
-            Identity::from_pem(ca, certificate, key)
+        let one = authority.issue(NodeRole::Worker, "a", DAY).unwrap();
+        let two = authority.issue(NodeRole::Worker, "b", DAY).unwrap();
+        let of = |ca: &str, certificate: &str, key: &str, revoked: Option<&str>| {
+            Identity::from_pem(ca, certificate, key, revoked)
                 .unwrap_err()
                 .to_string()
         };
         let ca = authority.certificate_pem();
-        assert!(of(ca, "nonsense", &one.key_pem).starts_with("the certificate:"));
-        assert!(of(ca, &one.certificate_pem, "nonsense").starts_with("the key:"));
-        assert!(of(ca, &one.certificate_pem, &two.key_pem).starts_with("certificate and key:"));
-        assert!(of(ca, ca, &one.key_pem).contains("names no role"));
+        let (pem, key) = (&one.certificate_pem, &one.key_pem);
+        assert!(of(ca, "nonsense", key, None).starts_with("the certificate:"));
+        assert!(of(ca, pem, "nonsense", None).starts_with("the key:"));
+        assert!(of(ca, pem, &two.key_pem, None).starts_with("certificate and key:"));
+        assert!(of(ca, ca, key, None).contains("names no role"));
+        assert!(of(ca, pem, key, Some("nonsense")).starts_with("the list of revocations:"));
         let missing = Identity::load(Path::new("/nowhere"))
             .unwrap_err()
             .to_string();

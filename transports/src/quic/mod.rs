@@ -11,13 +11,21 @@
 //!
 //! A frame's bytes are copied once on each side: into the connection's send buffer, and from its receive buffer into the slot.
 
+mod authority;
 mod control;
 mod error;
 mod fabric;
+mod framing;
 mod hello;
 mod identity;
 mod node;
+mod setup;
+#[cfg(test)]
+mod tests;
+mod welcome;
 
+#[doc(hidden)]
+pub use framing::read_messages;
 #[doc(hidden)]
 pub use hello::describe_hello;
 
@@ -25,8 +33,10 @@ pub(crate) use fabric::{LINGER, Leave, reason};
 pub(crate) use hello::{Carrier, DataHello};
 pub(crate) use node::{Calls, check};
 
-pub use control::{CONTROL_MESSAGE_MAX, ControlLink, ControlReceiver, ControlSender, Peer};
+pub use authority::{CertificateAuthority, IssuedCertificate, revoked_serials};
+pub use control::{ControlLink, ControlReceiver, ControlSender, Peer};
 pub use error::QuicError;
 pub use fabric::QuicEndpoint;
-pub use identity::{CertificateAuthority, Identity, IdentityError, IssuedCertificate, NodeRole};
-pub use node::{QuicNode, QuicOptions};
+pub use framing::CONTROL_MESSAGE_MAX;
+pub use identity::{Details, Identity, IdentityError, NodeRole, details};
+pub use node::{QuicNode, QuicOptions, WeakQuicNode};

@@ -2,44 +2,26 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use quinn::congestion::BbrConfig;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    Connection, Endpoint, IdleTimeout, Incoming, MtuDiscoveryConfig, TransportConfig, VarInt,
-};
+use quinn::{Connection, Endpoint, TransportConfig, VarInt};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::QuicError;
 use super::control::{ControlLink, Peer};
 use super::fabric::{self, Leave, PeerSide, QuicEndpoint};
-use super::hello::{
-    Carrier, DataHello, HELLO_BYTES, Hello, LEFT, REASON_MAX, REFUSED, TAKEN, refusal,
-};
+use super::hello::{Carrier, DataHello, Hello, LEFT, REASON_MAX, REFUSED, TAKEN};
 use super::identity::{self, Identity, NodeRole};
-use super::{IdentityError, QuicError};
+use super::setup::{self, LANES_MAX, Window};
+use super::welcome::{Arrived, CALLERS_MAX, LINKS_WAITING_MAX, STRANGERS_MAX, serve_as_called};
 use crate::ball::Spin;
 use crate::{Epoch, LostReason, Role, Topology, WorkerId};
 
-/// Handshakes and hellos of strangers under way at once; more are turned away.
-const STRANGERS_MAX: usize = 256;
-/// Lanes of a connection.
-const LANES_MAX: u32 = 64;
-/// Control links that wait to be accepted; more are turned away.
-const LINKS_WAITING_MAX: usize = 64;
 /// Pause before a peer that could not be reached is called again.
 const REDIAL: Duration = Duration::from_millis(50);
-/// Data in flight on a connection.
-const WINDOW: u32 = 64 << 20;
-/// What a connection may send before it knows the path: a few slots of small models.
-const INITIAL_WINDOW: u64 = 256 << 10;
-/// Largest datagram that is tried: an Ethernet jumbo frame less the IPv6 and UDP headers. Found out for each path; each packet costs about the same, so large ones pay.
-const PAYLOAD_MAX: u16 = 8952;
-/// Memory the system is asked for, for datagrams that have come. It gives what its own limit allows.
-const SOCKET_BUFFER: usize = 8 << 20;
 
 /// How a node uses the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +54,17 @@ impl Default for QuicOptions {
 #[derive(Clone)]
 pub struct QuicNode(Arc<Inner>);
 
+/// A node that may have ended; does not keep it.
+#[derive(Clone)]
+pub struct WeakQuicNode(Weak<Inner>);
+
+impl WeakQuicNode {
+    /// The node, if it is still there.
+    pub fn upgrade(&self) -> Option<QuicNode> {
+        self.0.upgrade().map(QuicNode)
+    }
+}
+
 struct Inner {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -80,31 +73,43 @@ struct Inner {
 }
 
 /// What the node's tasks share.
-struct Shared {
-    endpoint: Endpoint,
-    options: QuicOptions,
-    links: mpsc::Sender<ControlLink>,
-    strangers: Semaphore,
+pub(super) struct Shared {
+    pub(super) endpoint: Endpoint,
+    pub(super) options: QuicOptions,
+    transport: Arc<TransportConfig>,
+    /// What calls are made with.
+    client: RwLock<quinn::ClientConfig>,
+    pub(super) links: mpsc::Sender<ControlLink>,
+    /// Places for callers who have not shown who they are.
+    pub(super) strangers: Arc<Semaphore>,
+    /// Places for workers that wait for an epoch to begin here.
+    pub(super) callers: Semaphore,
     /// Expert workers of this process that expect connections, by index.
     joined: Mutex<HashMap<u16, Joined>>,
     /// Counts changes of `joined`.
-    changes: watch::Sender<u64>,
+    pub(super) changes: watch::Sender<u64>,
     /// Everybody who serves a peer's lanes has one more of these.
     serving: Arc<()>,
 }
 
 /// An expert worker that expects connections.
-struct Joined {
-    carrier: Carrier,
-    epoch: Epoch,
-    topology: Topology,
+pub(super) struct Joined {
+    pub(super) carrier: Carrier,
+    pub(super) epoch: Epoch,
+    pub(super) topology: Topology,
     /// By attention worker; none when the worker has left the epoch.
-    takers: Vec<mpsc::UnboundedSender<(Connection, DataHello)>>,
+    pub(super) takers: Vec<mpsc::Sender<Arrived>>,
 }
 
 impl std::fmt::Debug for QuicNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "QuicNode({})", self.0.address)
+    }
+}
+
+impl std::fmt::Debug for WeakQuicNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeakQuicNode")
     }
 }
 
@@ -127,44 +132,33 @@ impl QuicNode {
             address: listen,
             error,
         };
-        let transport = transport(&options)?;
-        let unusable = |error: &dyn std::fmt::Display| {
-            QuicError::Identity(IdentityError::Content {
-                what: "certificate and key".to_owned(),
-                reason: error.to_string(),
-            })
-        };
-        let server = QuicServerConfig::try_from(identity.server()).map_err(|e| unusable(&e))?;
-        let client = QuicClientConfig::try_from(identity.client()).map_err(|e| unusable(&e))?;
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(Arc::clone(&transport));
-        let mut client = quinn::ClientConfig::new(Arc::new(client));
-        client.transport_config(transport);
+        let transport = setup::transport(&options)?;
+        let client = setup::client(identity, &transport)?;
+        let server = setup::server(identity, &transport)?;
 
-        let socket = socket(listen).map_err(bind)?;
+        let socket = setup::socket(listen).map_err(bind)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(options.threads)
             .thread_name("network")
             .enable_all()
             .build()
             .map_err(QuicError::Threads)?;
-        let mut config = quinn::EndpointConfig::default();
-        config
-            .max_udp_payload_size(PAYLOAD_MAX)
-            .map_err(|error| QuicError::Option(error.to_string()))?;
         let endpoint = {
             let _context = runtime.enter();
+            let config = setup::endpoint()?;
             Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
         };
-        let mut endpoint = endpoint.map_err(bind)?;
-        endpoint.set_default_client_config(client);
+        let endpoint = endpoint.map_err(bind)?;
         let address = endpoint.local_addr().map_err(bind)?;
         let (links, accepted) = mpsc::channel(LINKS_WAITING_MAX);
         let shared = Arc::new(Shared {
             endpoint,
             options,
+            transport,
+            client: RwLock::new(client),
             links,
-            strangers: Semaphore::new(STRANGERS_MAX),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            callers: Semaphore::new(CALLERS_MAX),
             joined: Mutex::new(HashMap::new()),
             changes: watch::Sender::new(0),
             serving: Arc::new(()),
@@ -176,6 +170,28 @@ impl QuicNode {
             links: AsyncMutex::new(accepted),
             runtime: Some(runtime),
         })))
+    }
+
+    /// For who looks after the node without keeping it.
+    pub fn downgrade(&self) -> WeakQuicNode {
+        WeakQuicNode(Arc::downgrade(&self.0))
+    }
+
+    /// Proves itself with `identity` from now on, and trusts whom it trusts: for certificates that are renewed, and lists of revocations that grow. Connections there
+    /// are go on.
+    ///
+    /// # Errors
+    /// It is of no use.
+    pub fn renew(&self, identity: &Identity) -> Result<(), QuicError> {
+        let shared = &self.0.shared;
+        let server = setup::server(identity, &shared.transport)?;
+        let client = setup::client(identity, &shared.transport)?;
+        shared.endpoint.set_server_config(Some(server));
+        *shared
+            .client
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
     }
 
     /// Where it listens.
@@ -205,6 +221,7 @@ impl QuicNode {
             reason: format!("no answer within {limit:?}"),
         };
         let (connection, send, receive) = called.map_err(|_| late())?.map_err(|_| late())??;
+        Window::control().open(&connection);
         let peer = peer(&connection).map_err(|reason| QuicError::Connect {
             address,
             expected: expect,
@@ -281,7 +298,7 @@ impl QuicNode {
     ) -> (Vec<Calls>, Leave) {
         let shared = &self.0.shared;
         let (takers, calls) = (0..topology.attention)
-            .map(|_| mpsc::unbounded_channel())
+            .map(|_| mpsc::channel(LANES_MAX as usize))
             .unzip();
         let joined = Joined {
             carrier,
@@ -364,119 +381,13 @@ impl Drop for Inner {
 }
 
 impl Shared {
-    fn joined(&self) -> MutexGuard<'_, HashMap<u16, Joined>> {
+    pub(super) fn joined(&self) -> MutexGuard<'_, HashMap<u16, Joined>> {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes calls until the node ends.
-    async fn listen(self: Arc<Self>) {
-        while let Some(incoming) = self.endpoint.accept().await {
-            let places = self.strangers.available_permits();
-            if places == 0 {
-                incoming.refuse();
-                continue;
-            }
-            // When they get few, whoever calls has to show first that it is where it says: an address can be made up, a way back cannot.
-            if places < STRANGERS_MAX / 2 && !incoming.remote_address_validated() {
-                let _ = incoming.retry();
-                continue;
-            }
-            let shared = Arc::clone(&self);
-            tokio::spawn(async move {
-                let Ok(_permit) = shared.strangers.try_acquire() else {
-                    incoming.refuse();
-                    return;
-                };
-                let from = incoming.remote_address();
-                let limit = shared.options.connect;
-                match timeout(limit, shared.welcome(incoming)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(reason)) => tracing::warn!("a call from {from} was refused: {reason}"),
-                    Err(_) => tracing::warn!("a call from {from} said nothing within {limit:?}"),
-                }
-            });
-        }
-    }
-
-    /// Handshake, hello, and what the caller wants.
-    async fn welcome(&self, incoming: Incoming) -> Result<(), String> {
-        let connection = incoming.await.map_err(|error| error.to_string())?;
-        let peer = peer(&connection)?;
-        let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| e.to_string())?;
-        let mut bytes = [0; HELLO_BYTES];
-        receive
-            .read_exact(&mut bytes)
-            .await
-            .map_err(|e| e.to_string())?;
-        let refused = match Hello::decode(&bytes) {
-            Ok(Hello::Control) => match self.links.try_reserve() {
-                Ok(place) => {
-                    send.write_all(&[TAKEN]).await.map_err(|e| e.to_string())?;
-                    place.send(ControlLink::new(peer, connection, send, receive));
-                    return Ok(());
-                }
-                Err(_) => "too many links wait to be taken".to_owned(),
-            },
-            Ok(Hello::Data(data)) => match self.take(peer.role, &data).await {
-                Ok(taker) => {
-                    send.write_all(&[TAKEN]).await.map_err(|e| e.to_string())?;
-                    // Dropped without a word if the worker has left meanwhile; the caller sees the connection close.
-                    let _ = taker.send((connection, data));
-                    return Ok(());
-                }
-                Err(None) => {
-                    let _ = send.write_all(&[LEFT]).await;
-                    let _ = send.finish();
-                    let _ = timeout(Duration::from_secs(1), send.stopped()).await;
-                    return Ok(());
-                }
-                Err(Some(reason)) => reason,
-            },
-            Err(reason) => reason,
-        };
-        let _ = send.write_all(&refusal(&refused)).await;
-        let _ = send.finish();
-        let _ = timeout(Duration::from_secs(1), send.stopped()).await;
-        connection.close(VarInt::from_u32(1), refused.as_bytes());
-        Err(format!("{} {}: {refused}", peer.role, peer.name))
-    }
-
-    /// Who takes a data connection. Waits for a worker that is about to join the epoch. The error is the reason of a refusal; none if the worker has left the epoch.
-    async fn take(
-        &self,
-        role: NodeRole,
-        data: &DataHello,
-    ) -> Result<mpsc::UnboundedSender<(Connection, DataHello)>, Option<String>> {
-        let refuse = |reason: String| Err(Some(reason));
-        if role != NodeRole::Worker {
-            return refuse("only workers exchange rows".to_owned());
-        }
-        let mut changes = self.changes.subscribe();
-        loop {
-            if let Some(joined) = self.joined().get(&data.expert) {
-                let (ours, theirs) = (joined.epoch, data.epoch);
-                if theirs < ours {
-                    let expert = data.expert;
-                    return refuse(format!("{theirs} is over; expert-{expert} is in {ours}"));
-                }
-                if theirs == ours {
-                    let disagreement = data.disagreement(&joined.topology);
-                    if joined.carrier != data.carrier {
-                        let (ours, theirs) = (joined.carrier, data.carrier);
-                        return refuse(format!("rows travel by {ours} there, by {theirs} here"));
-                    }
-                    if !disagreement.is_empty() {
-                        return refuse(format!("we disagree: {disagreement}"));
-                    }
-                    let taker = joined.takers.get(usize::from(data.attention));
-                    return taker.cloned().ok_or(None);
-                }
-            }
-            // The whole call has a deadline.
-            if changes.changed().await.is_err() {
-                return refuse("the node ends".to_owned());
-            }
-        }
+    fn client(&self) -> quinn::ClientConfig {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        client.clone()
     }
 
     /// Connects, says hello, and reads the answer.
@@ -491,9 +402,10 @@ impl Shared {
             expected: expect,
             reason,
         };
+        let client = self.client();
         let connection = self
             .endpoint
-            .connect(address, expect.server_name())
+            .connect_with(client, address, expect.server_name())
             .map_err(|error| failed(error.to_string()))?
             .await
             .map_err(|error| failed(error.to_string()))?;
@@ -537,7 +449,10 @@ impl Shared {
         loop {
             let call = self.call(address, NodeRole::Worker, Hello::Data(data));
             let reason = match timeout_at(until, call).await {
-                Ok(Ok((connection, ..))) => return Ok(connection),
+                Ok(Ok((connection, ..))) => {
+                    Window::lanes(&data).open(&connection);
+                    return Ok(connection);
+                }
                 Ok(Err(QuicError::Left { .. })) => return Err(LostReason::Closed),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("expert-{} at {address} did not answer", data.expert),
@@ -584,7 +499,7 @@ impl Shared {
 }
 
 /// Data connections of one attention worker as they come.
-pub(crate) type Calls = mpsc::UnboundedReceiver<(Connection, DataHello)>;
+pub(crate) type Calls = mpsc::Receiver<Arrived>;
 
 /// Whether `me` is one of the topology's, and the topology one that this protocol can carry.
 pub(crate) fn check(me: WorkerId, topology: &Topology) -> Result<(), QuicError> {
@@ -606,33 +521,8 @@ pub(crate) fn check(me: WorkerId, topology: &Topology) -> Result<(), QuicError> 
     Ok(())
 }
 
-/// Waits for an attention worker's connections, and serves its lanes.
-async fn serve_as_called(side: PeerSide, mut calls: Calls, limit: Duration) {
-    let until = Instant::now() + limit;
-    let mut open: Vec<(Connection, Vec<u8>)> = Vec::new();
-    let mut expected = 1;
-    let mut seen = Vec::new();
-    while seen.len() < expected {
-        match timeout_at(until, calls.recv()).await {
-            Ok(Some((connection, data))) => {
-                if seen.contains(&data.connection) {
-                    connection.close(VarInt::from_u32(1), b"the same connection twice");
-                    continue;
-                }
-                expected = usize::from(data.connections);
-                seen.push(data.connection);
-                open.push((connection, data.micro_batches().collect()));
-            }
-            // Nobody calls any more: the worker has left, or the peer is not there.
-            Ok(None) => return,
-            Err(_) => return side.lose(LostReason::Unreachable),
-        }
-    }
-    side.serve(open).await;
-}
-
 /// Who is at the other end, by its certificate.
-fn peer(connection: &Connection) -> Result<Peer, String> {
+pub(super) fn peer(connection: &Connection) -> Result<Peer, String> {
     let chain = connection.peer_identity().and_then(|identity| {
         identity
             .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
@@ -640,52 +530,10 @@ fn peer(connection: &Connection) -> Result<Peer, String> {
     });
     let certificate = chain.as_ref().and_then(|chain| chain.first());
     let certificate = certificate.ok_or("it has no certificate")?;
-    let (role, name) = identity::read(certificate)?;
+    let who = identity::read(certificate)?;
     Ok(Peer {
-        role,
-        name,
+        role: who.role,
+        name: who.name,
         address: connection.remote_address(),
     })
-}
-
-fn transport(options: &QuicOptions) -> Result<Arc<TransportConfig>, QuicError> {
-    let idle = IdleTimeout::try_from(options.idle).map_err(|_| {
-        QuicError::Option(format!(
-            "an idle time of {:?} cannot be written",
-            options.idle
-        ))
-    })?;
-    let mut transport = TransportConfig::default();
-    let mut congestion = BbrConfig::default();
-    congestion.initial_window(INITIAL_WINDOW);
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(PAYLOAD_MAX);
-    transport
-        .mtu_discovery_config(Some(mtu))
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(options.keep_alive))
-        // The hello's, and one for each lane.
-        .max_concurrent_bidi_streams(VarInt::from_u32(LANES_MAX + 1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(WINDOW))
-        .receive_window(VarInt::from_u32(WINDOW))
-        .send_window(u64::from(WINDOW))
-        .datagram_receive_buffer_size(None)
-        .initial_rtt(Duration::from_millis(20))
-        .congestion_controller_factory(Arc::new(congestion));
-    Ok(Arc::new(transport))
-}
-
-fn socket(listen: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(
-        Domain::for_address(listen),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    // What the system does not give costs speed, not correctness.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    socket.bind(&listen.into())?;
-    Ok(socket.into())
 }

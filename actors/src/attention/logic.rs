@@ -1,22 +1,20 @@
-//! The attention worker's thread: does what the [`Rally`] says, with the module, the lanes and the sequences.
+//! What an attention worker does: what the [`Rally`] says, with the module, the lanes and the sequences.
 
 use std::collections::VecDeque;
-use std::sync::mpsc;
 use std::time::Duration;
 
-use volley_models::{
-    Activations, AttentionModule, ComputeType, FfnKind, ModelSpec, ModuleError, SequenceSlice,
-};
+use volley_models::{AttentionModule, ComputeType, Member, ModuleError, SequenceSlice};
 use volley_transports::{
-    Endpoint, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Rows, Scatter,
+    Endpoint, Event, ExchangeShape, Gather, Lane, Layer, MicroBatch, Progress, Role, Scatter,
     StepKey, Times, WorkerId,
 };
 
+use super::compute::{AttentionCompute, Outline};
 use super::rally::{Rally, Task};
 use super::sampler::Sampler;
 use super::sequences::Sequences;
 use crate::clock::Clock;
-use crate::data_loop::{Exit, Signal, rest, wake};
+use crate::data_loop::{Crewed, Fatal, Logic, Signal, Turn};
 use crate::grouping::Grouping;
 use crate::protocol::{
     AttentionCommand, AttentionStep, AttentionWord, SequenceResult, StepReport, StepTiming,
@@ -34,12 +32,13 @@ const IDLE_WAIT: Duration = Duration::from_millis(100);
 /// Waits that are shorter are not worth a word.
 const FIRST_WARNING: Duration = Duration::from_secs(1);
 
-/// What an attention worker's loop is made from.
-pub(crate) struct AttentionParts {
+/// What an attention worker's logic is made from.
+pub(crate) struct AttentionParts<C: AttentionCompute> {
     pub(crate) worker: WorkerId,
-    pub(crate) module: AttentionModule,
-    pub(crate) activations: Vec<Activations>,
-    pub(crate) spec: ModelSpec,
+    pub(crate) module: C,
+    /// One for each micro-batch.
+    pub(crate) activations: Vec<C::Batch>,
+    pub(crate) outline: Outline,
     pub(crate) dtype: ComputeType,
     pub(crate) shape: ExchangeShape,
     pub(crate) kv_blocks: u32,
@@ -52,14 +51,13 @@ pub(crate) struct AttentionParts {
 }
 
 /// See the module.
-pub(crate) struct AttentionLoop {
-    parts: AttentionParts,
+pub(crate) struct AttentionLogic<C: AttentionCompute> {
+    parts: AttentionParts<C>,
     grouping: Grouping,
     endpoint: Box<dyn Endpoint>,
-    inbox: mpsc::Receiver<Signal<AttentionCommand>>,
     rally: Rally,
     scatter: Scatter,
-    batches: Vec<MicroBatchState>,
+    batches: Vec<MicroBatchState<C::Batch>>,
     sequences: Sequences,
     sampler: Sampler,
     logits: Vec<f32>,
@@ -70,8 +68,8 @@ pub(crate) struct AttentionLoop {
 }
 
 /// One micro-batch's buffers.
-struct MicroBatchState {
-    activations: Activations,
+struct MicroBatchState<B> {
+    activations: B,
     gather: Gather,
     /// Outputs of a layer's experts, summed: `[max_rows, hidden]`.
     combined: Vec<f32>,
@@ -81,17 +79,109 @@ struct MicroBatchState {
     results: Vec<SequenceResult>,
 }
 
-/// Something that ends the loop: this worker is at fault, not a peer.
-type Fatal = String;
+impl<C: AttentionCompute> Logic for AttentionLogic<C> {
+    type Command = AttentionCommand;
+    type Task = Started;
 
-impl AttentionLoop {
+    fn hear(&mut self, signal: Signal<AttentionCommand>) -> Result<(), Fatal> {
+        match signal {
+            Signal::Command(command) => self.command(command),
+            Signal::Regroup(endpoint, grouping) => self.regroup(endpoint, grouping),
+            Signal::Waits => self.say_waits(),
+            Signal::Crash | Signal::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Turn<Started> {
+        while let Some(event) = self.endpoint.poll() {
+            self.event(event);
+        }
+        self.send_words();
+        let now = self.parts.clock.now();
+        if !self.halted
+            && let Some(task) = self.rally.next(now)
+        {
+            return Turn::Compute(Started { task, start: now });
+        }
+        self.check_deadlines();
+        self.parts.recorder.flush();
+        Turn::Rest(if self.unsent.is_empty() {
+            IDLE_WAIT
+        } else {
+            Duration::from_millis(1)
+        })
+    }
+
+    fn perform(&mut self, Started { task, start }: Started) -> Result<(), Fatal> {
+        let index = task.micro_batch.0 as usize;
+        let mut layer = task.layer.0 as usize;
+        if task.begins {
+            self.begin(task.micro_batch);
+        } else {
+            let batch = &mut self.batches[index];
+            let out = &mut batch.combined[..batch.rows * self.parts.outline.hidden];
+            batch
+                .gather
+                .combine(&*self.endpoint, out)
+                .map_err(|error| error.to_string())?;
+            self.parts.module.add_ffn(&mut batch.activations, out);
+        }
+        while layer < self.parts.outline.routed.len() {
+            let batch = &mut self.batches[index];
+            self.parts.module.attention(layer, &mut batch.activations);
+            if self.parts.outline.routed[layer] {
+                self.dispatch(task.micro_batch, Layer(layer as u16))?;
+                self.record(Activity::Attention, task.micro_batch, layer, start);
+                self.rally.dispatched(
+                    task.micro_batch,
+                    Layer(layer as u16),
+                    self.parts.clock.now(),
+                );
+                return Ok(());
+            }
+            layer += 1;
+        }
+        self.sample(task.micro_batch)?;
+        self.record(Activity::Sample, task.micro_batch, layer, start);
+        let rows = self.batches[index].rows as u32;
+        let now = self.parts.clock.now();
+        if let Some((step, timing)) = self.rally.finished(task.micro_batch, rows, now) {
+            self.finish(step, timing);
+        }
+        Ok(())
+    }
+}
+
+impl Crewed for AttentionLogic<AttentionModule> {
+    fn crew(&mut self) -> (&mut Member, &mut dyn Endpoint) {
+        (self.parts.module.crew(), &mut *self.endpoint)
+    }
+}
+
+/// A task of the rally that was begun.
+pub(crate) struct Started {
+    task: Task,
+    start: Duration,
+}
+
+/// How much a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskSize {
+    /// Tokens.
+    pub(crate) rows: u32,
+    /// Cached tokens that they attend to, summed over the sequences.
+    pub(crate) cached: u64,
+    /// It is the head, behind the last layer.
+    pub(crate) head: bool,
+}
+
+impl<C: AttentionCompute> AttentionLogic<C> {
     pub(crate) fn new(
-        mut parts: AttentionParts,
+        mut parts: AttentionParts<C>,
         grouping: Grouping,
         endpoint: Box<dyn Endpoint>,
-        inbox: mpsc::Receiver<Signal<AttentionCommand>>,
     ) -> Result<Self, Fatal> {
-        parts.module.crew().wake_by(wake(&*endpoint));
         let shape = parts.shape;
         let batches = std::mem::take(&mut parts.activations)
             .into_iter()
@@ -107,61 +197,34 @@ impl AttentionLoop {
                 })
             })
             .collect::<Result<Vec<_>, Fatal>>()?;
-        Ok(AttentionLoop {
+        Ok(AttentionLogic {
             rally: Rally::new(batches.len() as u8),
             scatter: Scatter::new(shape).map_err(|e| e.to_string())?,
             sequences: Sequences::new(parts.kv_blocks, parts.block_tokens as usize),
-            sampler: Sampler::new(parts.spec.vocab),
-            logits: vec![0.0; LOGIT_ROWS * parts.spec.vocab],
+            sampler: Sampler::new(parts.outline.vocab),
+            logits: vec![0.0; LOGIT_ROWS * parts.outline.vocab],
             unsent: VecDeque::new(),
             halted: false,
             next_warning: FIRST_WARNING,
             batches,
             grouping,
             endpoint,
-            inbox,
             parts,
         })
     }
 
-    /// Runs until told to stop.
-    pub(crate) fn run(mut self) -> Exit {
-        match self.serve() {
-            Ok(()) => Exit::Stopped,
-            Err(fatal) => Exit::Failed(fatal),
-        }
-    }
-
-    fn serve(&mut self) -> Result<(), Fatal> {
-        loop {
-            loop {
-                match self.inbox.try_recv() {
-                    Ok(Signal::Command(command)) => self.command(command),
-                    Ok(Signal::Regroup(endpoint, grouping)) => self.regroup(endpoint, grouping),
-                    Ok(Signal::Waits) => self.say_waits(),
-                    Ok(Signal::Crash) => panic!("told to crash"),
-                    Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
-                    Err(mpsc::TryRecvError::Empty) => break,
-                }
-            }
-            while let Some(event) = self.endpoint.poll() {
-                self.event(event);
-            }
-            self.send_words();
-            if !self.halted
-                && let Some(task) = self.rally.next(self.parts.clock.now())
-            {
-                self.perform(task)?;
-                continue;
-            }
-            self.check_deadlines();
-            self.parts.recorder.flush();
-            let wait = if self.unsent.is_empty() {
-                IDLE_WAIT
-            } else {
-                Duration::from_millis(1)
-            };
-            rest(self.parts.module.crew(), &mut *self.endpoint, wait);
+    /// How much a task is that was begun.
+    pub(crate) fn size(&self, started: &Started) -> TaskSize {
+        let task = started.task;
+        let step = self.rally.step(task.micro_batch);
+        let work = step.map_or(&[][..], |step| &step.work);
+        TaskSize {
+            rows: work.iter().map(|work| work.tokens).sum(),
+            cached: work
+                .iter()
+                .map(|work| u64::from(work.start + work.tokens))
+                .sum(),
+            head: task.layer.0 as usize >= self.parts.outline.routed.len(),
         }
     }
 
@@ -197,7 +260,6 @@ impl AttentionLoop {
     }
 
     fn regroup(&mut self, endpoint: Box<dyn Endpoint>, grouping: Grouping) {
-        self.parts.module.crew().wake_by(wake(&*endpoint));
         self.endpoint = endpoint;
         self.grouping = grouping;
         let worker = self.parts.worker.index;
@@ -264,46 +326,6 @@ impl AttentionLoop {
         }
     }
 
-    fn perform(&mut self, task: Task) -> Result<(), Fatal> {
-        let start = self.parts.clock.now();
-        let index = task.micro_batch.0 as usize;
-        let mut layer = task.layer.0 as usize;
-        if task.begins {
-            self.begin(task.micro_batch);
-        } else {
-            let batch = &mut self.batches[index];
-            let out = &mut batch.combined[..batch.rows * self.parts.spec.hidden];
-            batch
-                .gather
-                .combine(&*self.endpoint, out)
-                .map_err(|error| error.to_string())?;
-            self.parts.module.add_ffn(&mut batch.activations, out);
-        }
-        while layer < self.parts.spec.layers.len() {
-            let batch = &mut self.batches[index];
-            self.parts.module.attention(layer, &mut batch.activations);
-            if self.parts.spec.layers[layer].ffn == FfnKind::Experts {
-                self.dispatch(task.micro_batch, Layer(layer as u16))?;
-                self.record(Activity::Attention, task.micro_batch, layer, start);
-                self.rally.dispatched(
-                    task.micro_batch,
-                    Layer(layer as u16),
-                    self.parts.clock.now(),
-                );
-                return Ok(());
-            }
-            layer += 1;
-        }
-        self.sample(task.micro_batch)?;
-        self.record(Activity::Sample, task.micro_batch, layer, start);
-        let rows = self.batches[index].rows as u32;
-        let now = self.parts.clock.now();
-        if let Some((step, timing)) = self.rally.finished(task.micro_batch, rows, now) {
-            self.finish(step, timing);
-        }
-        Ok(())
-    }
-
     /// Gathers the step's rows and embeds them.
     fn begin(&mut self, micro_batch: MicroBatch) {
         let batch = &mut self.batches[micro_batch.0 as usize];
@@ -340,8 +362,8 @@ impl AttentionLoop {
     }
 
     fn load(
-        module: &mut AttentionModule,
-        batch: &mut MicroBatchState,
+        module: &mut C,
+        batch: &mut MicroBatchState<C::Batch>,
         sequences: &Sequences,
     ) -> Result<(), ModuleError> {
         let slices: Vec<SequenceSlice<'_>> = batch
@@ -371,18 +393,18 @@ impl AttentionLoop {
             layer,
             micro_batch,
         };
-        let rows = match self.parts.dtype {
-            ComputeType::F32 => Rows::F32(batch.activations.ffn_input()),
-            ComputeType::Bf16 => Rows::Bf16(batch.activations.ffn_input_bf16().unwrap_or(&[])),
-        };
+        let routed = self
+            .parts
+            .module
+            .routed(&batch.activations, self.parts.dtype);
         let written = self.scatter.write(
             &mut *self.endpoint,
             &self.grouping.placement,
             key,
             &step.participants,
-            rows,
-            batch.activations.expert_ids(),
-            batch.activations.expert_weights(),
+            routed.rows,
+            routed.expert_ids,
+            routed.expert_weights,
             &mut batch.gather,
         );
         written.map_err(|error| error.to_string())
@@ -391,7 +413,7 @@ impl AttentionLoop {
     /// Computes the logits that the step calls for, and from them tokens and log-probabilities.
     fn sample(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
         let batch = &mut self.batches[micro_batch.0 as usize];
-        let vocab = self.parts.spec.vocab;
+        let vocab = self.parts.outline.vocab;
         // (row, index into `live`, position whose token's logits these are)
         let mut wanted: Vec<(u32, usize, usize)> = Vec::new();
         let mut first_row = 0;

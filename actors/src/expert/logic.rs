@@ -1,18 +1,19 @@
-//! The expert worker's thread: collects dispatches, computes experts, sends the outputs back.
+//! What an expert worker does: collects dispatches, computes experts, sends the outputs back.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
-use volley_models::{ComputeType, ExpertModule, ModelSpec, WeightSource, kernels};
+use volley_models::{ComputeType, Member, kernels};
 use volley_transports::{
     Arrival, Endpoint, Event, ExchangeShape, Lane, Merge, MicroBatch, Role, Rows, RowsMut, Status,
     StepKey, Times, WorkerId,
 };
 
+use super::compute::{ExpertCompute, Loaded};
 use super::load::ExpertLoad;
 use crate::clock::Clock;
-use crate::data_loop::{Exit, Signal, rest, wake};
+use crate::data_loop::{Crewed, Fatal, Logic, Signal, Turn};
 use crate::grouping::Grouping;
 use crate::timeline::{Activity, Recorder, Span};
 use crate::voice::{Voice, WorkerWord};
@@ -23,13 +24,11 @@ const IDLE_WAIT: Duration = Duration::from_millis(100);
 /// Waits that are shorter are not worth a word.
 const FIRST_WARNING: Duration = Duration::from_secs(1);
 
-/// What an expert worker's loop is made from.
-pub(crate) struct ExpertParts {
+/// What an expert worker's logic is made from.
+pub(crate) struct ExpertParts<C> {
     pub(crate) worker: WorkerId,
-    pub(crate) module: ExpertModule,
-    /// Where experts that it adopts come from.
-    pub(crate) weights: Arc<dyn WeightSource>,
-    pub(crate) spec: ModelSpec,
+    pub(crate) module: C,
+    pub(crate) hidden: usize,
     pub(crate) dtype: ComputeType,
     pub(crate) shape: ExchangeShape,
     pub(crate) micro_batches: u8,
@@ -48,11 +47,10 @@ pub(crate) enum ExpertCommand {
 }
 
 /// See the module.
-pub(crate) struct ExpertLoop {
-    parts: ExpertParts,
+pub(crate) struct ExpertLogic<C> {
+    parts: ExpertParts<C>,
     grouping: Grouping,
     endpoint: Box<dyn Endpoint>,
-    inbox: mpsc::Receiver<Signal<ExpertCommand>>,
     rounds: Vec<Round>,
     /// Micro-batches whose dispatches are all in, in order of their completion.
     ready: VecDeque<MicroBatch>,
@@ -73,21 +71,75 @@ enum Batch {
     Bf16(Vec<u16>),
 }
 
-/// Something that ends the loop: this worker is at fault, not a peer.
-type Fatal = String;
+/// A round whose computing was begun.
+pub(crate) struct Begun {
+    micro_batch: MicroBatch,
+    start: Duration,
+}
 
-impl ExpertLoop {
+impl<C: ExpertCompute> Logic for ExpertLogic<C> {
+    type Command = ExpertCommand;
+    type Task = Begun;
+
+    fn hear(&mut self, signal: Signal<ExpertCommand>) -> Result<(), Fatal> {
+        match signal {
+            Signal::Command(ExpertCommand::Adopt(experts)) => self.adopt(&experts),
+            Signal::Regroup(endpoint, grouping) => {
+                self.endpoint = endpoint;
+                self.grouping = grouping;
+                self.ready.clear();
+                self.rounds = self.fresh_rounds()?;
+            }
+            Signal::Waits => self.say_waits(),
+            Signal::Crash | Signal::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Turn<Begun> {
+        while let Some(event) = self.endpoint.poll() {
+            match event {
+                Event::Arrived { lane, .. } => self.arrived(lane),
+                Event::Lost { peer, reason } => {
+                    self.rounds
+                        .iter_mut()
+                        .for_each(|round| round.merge.lose(peer.index));
+                    if self.grouping.includes(peer) {
+                        self.accuse(peer, reason.to_string());
+                    }
+                }
+            }
+        }
+        if let Some(micro_batch) = self.ready.pop_front() {
+            let start = self.parts.clock.now();
+            return Turn::Compute(Begun { micro_batch, start });
+        }
+        self.check_deadlines();
+        self.parts.recorder.flush();
+        Turn::Rest(IDLE_WAIT)
+    }
+
+    fn perform(&mut self, begun: Begun) -> Result<(), Fatal> {
+        self.compute(begun)
+    }
+}
+
+impl Crewed for ExpertLogic<Loaded> {
+    fn crew(&mut self) -> (&mut Member, &mut dyn Endpoint) {
+        (self.parts.module.module.crew(), &mut *self.endpoint)
+    }
+}
+
+impl<C: ExpertCompute> ExpertLogic<C> {
     pub(crate) fn new(
-        mut parts: ExpertParts,
+        parts: ExpertParts<C>,
         grouping: Grouping,
         endpoint: Box<dyn Endpoint>,
-        inbox: mpsc::Receiver<Signal<ExpertCommand>>,
     ) -> Result<Self, Fatal> {
-        parts.module.crew().wake_by(wake(&*endpoint));
         let shape = parts.shape;
         let size =
             shape.max_merged().map_err(|error| error.to_string())? as usize * shape.hidden as usize;
-        let mut this = ExpertLoop {
+        let mut this = ExpertLogic {
             rounds: Vec::new(),
             ready: VecDeque::with_capacity(parts.micro_batches as usize),
             x: match parts.dtype {
@@ -98,72 +150,28 @@ impl ExpertLoop {
             next_warning: FIRST_WARNING,
             grouping,
             endpoint,
-            inbox,
             parts,
         };
         this.rounds = this.fresh_rounds()?;
         Ok(this)
     }
 
-    /// Runs until told to stop.
-    pub(crate) fn run(mut self) -> Exit {
-        match self.serve() {
-            Ok(()) => Exit::Stopped,
-            Err(fatal) => Exit::Failed(fatal),
-        }
-    }
-
-    fn serve(&mut self) -> Result<(), Fatal> {
-        loop {
-            match self.inbox.try_recv() {
-                Ok(Signal::Command(ExpertCommand::Adopt(experts))) => self.adopt(&experts),
-                Ok(Signal::Regroup(endpoint, grouping)) => {
-                    self.parts.module.crew().wake_by(wake(&*endpoint));
-                    self.endpoint = endpoint;
-                    self.grouping = grouping;
-                    self.ready.clear();
-                    self.rounds = self.fresh_rounds()?;
-                }
-                Ok(Signal::Waits) => self.say_waits(),
-                Ok(Signal::Crash) => panic!("told to crash"),
-                Ok(Signal::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
-                Err(mpsc::TryRecvError::Empty) => {}
-            }
-            while let Some(event) = self.endpoint.poll() {
-                match event {
-                    Event::Arrived { lane, .. } => self.arrived(lane),
-                    Event::Lost { peer, reason } => {
-                        self.rounds
-                            .iter_mut()
-                            .for_each(|round| round.merge.lose(peer.index));
-                        if self.grouping.includes(peer) {
-                            self.accuse(peer, reason.to_string());
-                        }
-                    }
-                }
-            }
-            if let Some(micro_batch) = self.ready.pop_front() {
-                self.compute(micro_batch)?;
-                continue;
-            }
-            self.check_deadlines();
-            self.parts.recorder.flush();
-            rest(self.parts.module.crew(), &mut *self.endpoint, IDLE_WAIT);
-        }
+    /// Where each local expert's rows of a round start, and after the last, their number.
+    pub(crate) fn offsets(&self, begun: &Begun) -> &[u32] {
+        self.rounds[begun.micro_batch.0 as usize].merge.offsets()
     }
 
     /// Loads experts whose workers are gone. The cluster cannot go on without them, so nothing waits that could be done meanwhile.
     fn adopt(&mut self, experts: &[u16]) {
         let parts = &mut self.parts;
-        match parts.module.adopt(&*parts.weights, experts, &mut |_| ()) {
+        match parts.module.adopt(experts) {
             Ok(()) => tracing::info!("{} has adopted experts {experts:?}", parts.worker),
             Err(error) => tracing::error!(
                 "{} cannot adopt experts {experts:?}: {error}; their own worker has to come back",
                 parts.worker
             ),
         }
-        let holds = parts.module.experts().collect();
-        parts.voice.say(WorkerWord::Loaded(holds));
+        parts.voice.say(WorkerWord::Loaded(parts.module.holds()));
     }
 
     fn say_waits(&self) {
@@ -231,8 +239,7 @@ impl ExpertLoop {
         Ok(())
     }
 
-    fn compute(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
-        let start = self.parts.clock.now();
+    fn compute(&mut self, Begun { micro_batch, start }: Begun) -> Result<(), Fatal> {
         let round = &mut self.rounds[micro_batch.0 as usize];
         let queued = start.saturating_sub(round.began.take().unwrap_or(start));
         let mut x = match &mut self.x {
@@ -245,7 +252,7 @@ impl ExpertLoop {
             .map_err(|error| error.to_string())?;
         let (key, total) = (groups.key, groups.total() as usize);
         let layer = key.layer.0 as usize;
-        let size = total * self.parts.spec.hidden;
+        let size = total * self.parts.hidden;
         let x = match &self.x {
             Batch::F32(x) => kernels::Rows::F32(&x[..size]),
             Batch::Bf16(x) => kernels::Rows::Bf16(&x[..size]),
