@@ -8,8 +8,10 @@
 mod error;
 mod hardware;
 mod pipeline;
+mod plot;
 mod precision;
 mod shape;
+pub mod simulate;
 
 pub use error::PlanError;
 pub use hardware::{Efficiency, Gpu, Hardware, PriceSource, Transport};

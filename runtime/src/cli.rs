@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, certs, doctor, generate, serve, trace, validate, vet, worker};
+use crate::{bench, certs, doctor, generate, serve, simulate, trace, validate, vet, worker};
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
@@ -42,6 +42,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Record a timeline of attention and experts at work, and say what it shows
     Trace(trace::TraceArgs),
+    /// Serve a trace on a planned deployment in virtual time
+    Simulate(simulate::SimulateArgs),
     /// Find RDMA workloads that a subsystem handles badly, and keep clear of them
     Vet(vet::VetArgs),
 }
@@ -57,8 +59,14 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Simulate(args) => simulate::run(args),
         Command::Vet(args) => vet::run(args),
     };
+    exit(result)
+}
+
+/// What a command's end means for whoever started the process.
+pub(crate) fn exit(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -49,4 +49,5 @@ says_itself!(
     volley_actors::ClusterError,
     volley_actors::SubmitError,
     volley_models::ModelError,
+    volley_planner::PlanError,
 );

@@ -29,6 +29,7 @@ pub mod random;
 pub mod recorder;
 pub mod serve;
 pub mod signals;
+mod simulate;
 pub mod stats;
 pub mod text;
 pub mod trace;
@@ -36,3 +37,5 @@ pub mod validate;
 mod vet;
 pub mod worker;
 pub mod worker_http;
+
+pub use simulate::simulate_with;

@@ -1,6 +1,6 @@
-//! Links side by side: the in-process fabric, QUIC, and plain TCP with the same pattern and sizes, in one run.
+//! Links side by side: the in-process fabric, QUIC, plain TCP, and TCP under TLS (the service that QUIC gives) with the same pattern and sizes, in one run.
 //!
-//! `cargo bench -p volley-transports --bench links [-- SHAPE...]`. The pattern is the exchange's: M attention workers each send a frame to each of N expert workers, which
+//! `cargo bench -p volley-transports --bench links [-- SHAPE...] [LINK...] [SIZE...] [--json]`. The pattern is the exchange's: M attention workers each send a frame to each of N expert workers, which
 //! send as many bytes back; the next turn begins when all are back. One thread for each worker. Printed: time of a turn (median, P99), bytes a second both ways together, and
 //! bytes for each second of processor time of this process, which is what the cores are spent on when they have other work.
 
@@ -176,44 +176,88 @@ fn quic(m: u16, n: u16, size: usize) -> Figures {
     fabric(ends.collect(), m, n, size)
 }
 
-/// The kernel's own: a connection for each pair; experts have a thread for each, attention workers write to all and then read from all.
+/// The kernel's own.
 fn tcp(m: u16, n: u16, size: usize) -> Figures {
+    streams(m, n, size, |client, server| (client, server))
+}
+
+/// The same, encrypted as QUIC is: TLS 1.3 with the same cipher from the same library, a thread's own work.
+fn tls(m: u16, n: u16, size: usize) -> Figures {
+    let authority = CertificateAuthority::new("bench").expect("an authority");
+    let identity = authority
+        .identity(NodeRole::Worker, "bench")
+        .expect("an identity");
+    streams(m, n, size, |client, server| {
+        let name = "worker.volley.internal".try_into().expect("a name");
+        let ours = rustls::ClientConnection::new(identity.client(), name).expect("a client");
+        let theirs = rustls::ServerConnection::new(identity.server()).expect("a server");
+        let (mut client, mut server) = (
+            rustls::StreamOwned::new(ours, client),
+            rustls::StreamOwned::new(theirs, server),
+        );
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                server
+                    .conn
+                    .complete_io(&mut server.sock)
+                    .expect("a handshake")
+            });
+            client
+                .conn
+                .complete_io(&mut client.sock)
+                .expect("a handshake");
+        });
+        (client, server)
+    })
+}
+
+/// A connection for each pair; experts have a thread for each, attention workers write to all and then read from all. `wrap` makes of a pair of sockets what is used.
+fn streams<C, S>(
+    m: u16,
+    n: u16,
+    size: usize,
+    wrap: impl Fn(TcpStream, TcpStream) -> (C, S),
+) -> Figures
+where
+    C: Read + Write + Send,
+    S: Read + Write + Send,
+{
     let turns = turns_for(size, usize::from(m) * usize::from(n));
     let all = turns + turns / 10 + 1;
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::scope(|scope| {
-        let pairs = usize::from(m) * usize::from(n);
-        let mut clients: Vec<TcpStream> = Vec::new();
-        for _ in 0..pairs {
-            clients.push(TcpStream::connect(address).expect("a connection"));
-            let (mut server, _) = listener.accept().expect("a connection");
-            server.set_nodelay(true).expect("an option");
-            scope.spawn(move || {
-                let mut buffer = vec![0; size];
-                for _ in 0..all {
-                    server.read_exact(&mut buffer).expect("bytes");
-                    server.write_all(&buffer).expect("bytes");
-                }
-            });
+        let mut workers: Vec<Vec<C>> = Vec::new();
+        for _ in 0..m {
+            let mut peers = Vec::new();
+            for _ in 0..n {
+                let client = TcpStream::connect(address).expect("a connection");
+                let (server, _) = listener.accept().expect("a connection");
+                client.set_nodelay(true).expect("an option");
+                server.set_nodelay(true).expect("an option");
+                let (client, mut server) = wrap(client, server);
+                peers.push(client);
+                scope.spawn(move || {
+                    let mut buffer = vec![0; size];
+                    for _ in 0..all {
+                        server.read_exact(&mut buffer).expect("bytes");
+                        server.write_all(&buffer).expect("bytes");
+                        server.flush().expect("bytes");
+                    }
+                });
+            }
+            workers.push(peers);
         }
-        let turn = move |peers: &mut [TcpStream], buffer: &mut [u8]| {
-            // A second thread would be needed to write more than the kernel buffers before anything is read.
+        let turn = move |peers: &mut [C], buffer: &mut [u8]| {
+            // Experts read while we write, so no side waits for the other's buffers for ever.
             for peer in &mut *peers {
                 peer.write_all(buffer).expect("bytes");
+                peer.flush().expect("bytes");
             }
             for peer in peers {
                 peer.read_exact(buffer).expect("bytes");
             }
         };
-        let mut workers: Vec<Vec<TcpStream>> = Vec::new();
-        for client in clients {
-            client.set_nodelay(true).expect("an option");
-            match workers.last_mut() {
-                Some(last) if last.len() < n.into() => last.push(client),
-                _ => workers.push(vec![client]),
-            }
-        }
         let mut workers = workers.into_iter();
         let mut first = workers.next().expect("an attention worker");
         for mut peers in workers {
@@ -227,29 +271,45 @@ fn tcp(m: u16, n: u16, size: usize) -> Figures {
     })
 }
 
+type Link = fn(u16, u16, usize) -> Figures;
+const LINKS: [(&str, Link); 4] = [
+    ("tcp", tcp),
+    ("tls", tls),
+    ("quic", quic),
+    ("in-process", in_process),
+];
+
 fn main() {
-    let asked: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| arg.contains('x'))
-        .collect();
-    let shapes = ["1x1", "2x2", "4x4", "8x8"];
-    let shapes = shapes
-        .into_iter()
-        .filter(|shape| asked.is_empty() || asked.iter().any(|a| a == shape));
-    println!(
-        "{:>5} {:>9} {:12} {:>10} {:>10} {:>10} {:>12} {:>8}",
-        "MxN", "bytes", "link", "median us", "P99 us", "MB/s", "MB/cpu-s", "to TCP"
-    );
-    for shape in shapes {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let json = asked.iter().any(|arg| arg == "--json");
+    // What is not asked for of a kind is all of it.
+    let chosen = |all: &[String]| -> Vec<String> {
+        let some: Vec<String> = all
+            .iter()
+            .filter(|one| asked.contains(one))
+            .cloned()
+            .collect();
+        if some.is_empty() { all.to_vec() } else { some }
+    };
+    let shapes = chosen(&["1x1", "2x2", "2x4", "4x4", "8x8"].map(str::to_owned));
+    let sizes = chosen(&SIZES.map(|size| size.to_string()));
+    let links = chosen(&LINKS.map(|(name, _)| name.to_owned()));
+    if !json {
+        println!(
+            "{:>5} {:>9} {:12} {:>10} {:>10} {:>10} {:>12} {:>8}",
+            "MxN", "bytes", "link", "median us", "P99 us", "MB/s", "MB/cpu-s", "to TCP"
+        );
+    }
+    for shape in &shapes {
         let (m, n) = shape.split_once('x').expect("MxN");
         let (m, n): (u16, u16) = (m.parse().expect("M"), n.parse().expect("N"));
-        for size in SIZES {
+        for size in &sizes {
+            let size: usize = size.parse().expect("a size");
             let mut plain = f64::NAN;
-            for (name, run) in [
-                ("TCP", tcp as fn(u16, u16, usize) -> Figures),
-                ("QUIC", quic),
-                ("in process", in_process),
-            ] {
+            for (name, run) in LINKS {
+                if !links.iter().any(|link| link == name) {
+                    continue;
+                }
                 let mut figures = run(m, n, size);
                 figures.turns.sort();
                 let at = |share: f64| {
@@ -258,17 +318,24 @@ fn main() {
                 };
                 let bytes =
                     (2 * size * usize::from(m) * usize::from(n) * figures.turns.len()) as f64 / 1e6;
-                let spent = bytes / figures.cpu.as_secs_f64();
-                if name == "TCP" {
+                let (wall, spent) = (
+                    bytes / figures.wall.as_secs_f64(),
+                    bytes / figures.cpu.as_secs_f64(),
+                );
+                if name == "tcp" {
                     plain = spent;
                 }
-                println!(
-                    "{shape:>5} {size:>9} {name:12} {:>10.1} {:>10.1} {:>10.1} {spent:>12.1} {:>8.2}",
-                    at(0.5),
-                    at(0.99),
-                    bytes / figures.wall.as_secs_f64(),
-                    spent / plain,
-                );
+                let (median, p99) = (at(0.5), at(0.99));
+                if json {
+                    println!(
+                        "{{\"shape\": \"{shape}\", \"bytes\": {size}, \"link\": \"{name}\", \"median_us\": {median:.1}, \"p99_us\": {p99:.1}, \"mb_s\": {wall:.1}, \"mb_cpu_s\": {spent:.1}}}"
+                    );
+                } else {
+                    println!(
+                        "{shape:>5} {size:>9} {name:12} {median:>10.1} {p99:>10.1} {wall:>10.1} {spent:>12.1} {:>8.2}",
+                        spent / plain,
+                    );
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The logic is that of production, unchanged: [`Ledger`](crate::Ledger), [`Scheduler`], roster, the turns of attention and expert workers with their
 //! [`Rally`](crate::Rally), scatter, gather and merge, over the lanes of the simulated fabric. What is replaced are the shells: threads by events, the clock by a
-//! hand, actors and control links by [`controller`] and [`host`], and kernels by a [`model`] that costs nothing and gives another token
+//! hand, actors and control links by `controller` and `host`, and kernels by a `model` that costs nothing and gives another token
 //! when anything was computed wrongly. So the same seed gives the same history, and a history takes milliseconds.
 //!
 //! Two use it: the test of failures (`tests/cluster_simulation.rs`), which runs thousands of seeds against the invariants checked here, and the planner,

@@ -4,8 +4,8 @@
 //! cluster's books in a [`View`], which knows what each worker holds and what can be planned, and decides one thing: who is first.
 
 use actix::{Actor, Arbiter, Context, Handler, MessageResult};
-use volley_actors::protocol::{PLANS_AHEAD, SequenceId, StepPlan, Work};
-use volley_actors::{Consult, SequenceView, StartScheduler, View};
+use volley_actors::protocol::{Now, PLANS_AHEAD, SchedulerEvent, SequenceId, StepPlan, Work};
+use volley_actors::{Consult, Scheduler, SequenceView, StartScheduler, View};
 use volley_transports::MicroBatch;
 
 /// Plans the sequences with the fewest tokens left to compute first. Good for the mean wait; a long request may starve.
@@ -31,8 +31,16 @@ impl Handler<Consult> for ShortestFirst {
     type Result = MessageResult<Consult>;
 
     fn handle(&mut self, consult: Consult, _: &mut Context<Self>) -> Self::Result {
-        self.view.hear(&consult.event);
         let mut plans = Vec::new();
+        Scheduler::handle(self, &consult.event, consult.now, &mut plans);
+        MessageResult(plans)
+    }
+}
+
+/// The logic of the actor, without the actor: what `src/bin/simulate.rs` tries in virtual time.
+impl Scheduler for ShortestFirst {
+    fn handle(&mut self, event: &SchedulerEvent, _: Now, plans: &mut Vec<StepPlan>) {
+        self.view.hear(event);
         for _ in 0..PLANS_AHEAD {
             for micro_batch in (0..self.view.micro_batches()).map(MicroBatch) {
                 if self.view.plans_in_flight(micro_batch) < PLANS_AHEAD {
@@ -45,7 +53,6 @@ impl Handler<Consult> for ShortestFirst {
                 }
             }
         }
-        MessageResult(plans)
     }
 }
 

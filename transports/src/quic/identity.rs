@@ -215,11 +215,13 @@ impl Identity {
         self.expires
     }
 
-    pub(super) fn server(&self) -> Arc<rustls::ServerConfig> {
+    /// How it takes calls: TLS 1.3 that asks for the caller's certificate.
+    pub fn server(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.server)
     }
 
-    pub(super) fn client(&self) -> Arc<rustls::ClientConfig> {
+    /// How it calls.
+    pub fn client(&self) -> Arc<rustls::ClientConfig> {
         Arc::clone(&self.client)
     }
 }

@@ -1,7 +1,7 @@
 //! The fabric in virtual time: latency, jitter, bandwidth, incast, loss, partitions, and peers that fall silent or close.
 //!
-//! Lanes are the balls of the other fabrics ([`crate::ball`]), so what a worker sees is what it sees in production; only the way between two
-//! inboxes is played, by [`world`]. The network is reliable as RDMA and QUIC are: what is lost on the way is sent again and comes late, and two
+//! Lanes are the balls of the other fabrics (`ball`), so what a worker sees is what it sees in production; only the way between two
+//! inboxes is played, by `world`. The network is reliable as RDMA and QUIC are: what is lost on the way is sent again and comes late, and two
 //! workers that cannot reach each other for [`Conditions::idle_timeout`] lose each other.
 //!
 //! Who lets time pass is a [`Pace`]. A simulation of a cluster drives the network event by event ([`SimulatedNetwork::step`]) and is
