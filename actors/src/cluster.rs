@@ -16,10 +16,11 @@ use crate::cluster_error::ClusterError;
 use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
-use crate::remote::{Fingerprint, Gate, GateError};
+use crate::remote::{Fingerprint, Gate, GateError, SchedulingHints};
 use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
 use crate::supervisor::{
-    AskWorkers, CrashWorker, LoadProgress, LoadReporter, ProcessEnded, Shutdown, Site, Supervisor,
+    AskWorkers, CrashWorker, DrainWorker, LoadProgress, LoadReporter, ProcessEnded, Rebalance,
+    Shutdown, Site, Supervisor,
 };
 use crate::timeline::Timeline;
 use crate::waits::WorkerState;
@@ -112,14 +113,21 @@ impl Cluster {
         config.check(spec)?;
         let timeline = Timeline::new(std::iter::empty(), 0);
         let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
+        let theirs = Arc::clone(&load);
         let clock = Clock::start();
+        let hints = SchedulingHints {
+            prefill_tokens: config.prefill_tokens,
+            micro_batch_rows: config.micro_batch_rows,
+        };
         let open = move |frontend: &Addr<Frontend>, supervisor: &Addr<Supervisor>| {
             let gate = Gate::open(
                 node,
                 fingerprint,
+                hints,
                 supervisor.clone(),
                 frontend.clone(),
                 LoadReporter(progress),
+                theirs,
             );
             Ok(Some(gate.map_err(|GateError(error)| {
                 ClusterError::Control(error)
@@ -236,6 +244,22 @@ impl Cluster {
     /// How every worker's seat stands, and what each worker waits for. Takes a fifth of a second if one does not answer; empty when the cluster has stopped.
     pub async fn workers(&self) -> Vec<WorkerState> {
         self.supervisor.send(AskWorkers).await.unwrap_or_default()
+    }
+
+    /// Moves a worker's work elsewhere and lets it sit by, until it is stopped or `drained` is false again. The work moves as soon as the others suffice; [`Cluster::workers`]
+    /// tells when it has.
+    ///
+    /// # Errors
+    /// There is no such worker, or the cluster has stopped.
+    pub async fn drain_worker(&self, worker: WorkerId, drained: bool) -> Result<(), String> {
+        let asked = self.supervisor.send(DrainWorker { worker, drained }).await;
+        asked.unwrap_or_else(|_| Err("the cluster has stopped".to_owned()))
+    }
+
+    /// Spreads experts over the workers that hold them as if each had computed `rows[expert]` rows of late, under a new epoch; requests go on with
+    /// the same answers. The supervisor does so by itself when measured load drifts. `false` if nothing would be gained: then all stays as it is.
+    pub async fn rebalance(&self, rows: Vec<u64>) -> bool {
+        self.supervisor.send(Rebalance(rows)).await.unwrap_or(false)
     }
 
     /// Says that the process of a worker has ended, sooner than its link would show it.

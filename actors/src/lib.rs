@@ -7,6 +7,7 @@
 //! To write a scheduler of your own, begin at [`protocol`] and [`Policy`].
 
 mod attention;
+pub mod balance;
 mod clock;
 mod cluster;
 mod cluster_config;
@@ -24,6 +25,7 @@ mod request;
 mod roster;
 mod scheduler;
 pub mod simulation;
+mod startup;
 mod supervisor;
 mod timeline;
 mod voice;
@@ -39,7 +41,10 @@ pub use expert::ExpertLoad;
 pub use frontend::{
     AttentionStatus, Client, Ledger, Limits, Output, OverdueStep, RequestStream, Status, Totals,
 };
-pub use remote::{Difference, Fingerprint, RemoteWorker, RemoteWorkerError};
+pub use remote::{
+    Cause, Difference, Edge, Fingerprint, Inspection, Presence, RemoteScheduler,
+    RemoteSchedulerError, RemoteWorker, RemoteWorkerError, SchedulingHints, Trouble, Way, inspect,
+};
 pub use request::{
     FinishReason, Request, RequestEvent, Sampling, SamplingError, SubmitError, TokenLogprob,
 };
@@ -48,6 +53,7 @@ pub use scheduler::{
     Accepted, AcceptedWork, Consult, FirstCome, Policy, PolicyScheduler, Scheduler, SchedulerActor,
     SchedulerHandle, SequenceView, StartScheduler, View, WorkerView, scheduler,
 };
+pub use startup::Startup;
 pub use supervisor::LoadProgress;
 pub use timeline::{Activity, Recorder, Span, Timeline};
 pub use waits::{WorkerState, WorkerWait};

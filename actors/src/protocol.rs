@@ -39,7 +39,7 @@ impl std::fmt::Display for SequenceId {
 }
 
 /// What a scheduler is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum SchedulerEvent {
     /// A sequence wants to run.
@@ -58,7 +58,7 @@ pub enum SchedulerEvent {
 }
 
 /// A sequence, as far as scheduling is concerned.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Submit {
     /// Its name.
     pub sequence: SequenceId,
@@ -77,7 +77,7 @@ pub struct Submit {
 }
 
 /// A sequence's place, between steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// The attention worker with its KV cache.
     pub worker: u16,
@@ -86,7 +86,7 @@ pub struct Held {
 }
 
 /// The workers of the cluster and their limits.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Membership {
     /// Version of membership and placement.
     pub epoch: Epoch,
@@ -97,7 +97,7 @@ pub struct Membership {
 }
 
 /// What one attention worker can hold.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AttentionCapacity {
     /// Whether it can be given work.
     pub alive: bool,
@@ -112,7 +112,7 @@ pub struct AttentionCapacity {
 }
 
 /// One step of one micro-batch: which sequences compute how many tokens where.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepPlan {
     /// The micro-batch that takes the step.
     pub micro_batch: MicroBatch,
@@ -123,7 +123,7 @@ pub struct StepPlan {
 }
 
 /// One sequence's part of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     /// The sequence.
     pub sequence: SequenceId,
@@ -134,7 +134,7 @@ pub struct Work {
 }
 
 /// The end of a step.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepDone {
     /// Which micro-batch.
     pub micro_batch: MicroBatch,
@@ -147,7 +147,7 @@ pub struct StepDone {
 }
 
 /// How one sequence fared in a step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// The sequence.
     pub sequence: SequenceId,
@@ -177,7 +177,7 @@ pub struct StepTiming {
 }
 
 /// A part of a plan that was not carried out.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The plan's micro-batch.
     pub micro_batch: MicroBatch,
@@ -188,7 +188,7 @@ pub struct Refusal {
 }
 
 /// Why a part of a plan was not carried out.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RefusalReason {
     /// There is no such micro-batch.

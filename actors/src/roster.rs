@@ -5,7 +5,8 @@
 //!
 //! # Where experts are
 //! Worker `w` is at home with the `w`-th range of experts ([`Placement::even`]); with `replicas > 1` the workers behind it hold that range too. Rows go to the first owner
-//! that takes part, counted from home. When an expert has no owner left, living workers with spare room *adopt* it: [`Roster::adoptions`] says who loads what.
+//! that takes part, counted from home, or to the one that [`Roster::rebalance`] prefers by the measured load: an epoch changes who computes, and nothing is
+//! loaded for it, so no row goes to a replica that has no weights. When an expert has no owner left, living workers with spare room *adopt* it: [`Roster::adoptions`] says who loads what.
 //!
 //! # Accusations
 //! A worker that accuses a peer may be right, or the link between the two is broken while both are well. A process cannot be rebuilt from here, so the accused is *barred*:
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use volley_transports::{Epoch, Participants, Placement, PlacementError, Role, WorkerId};
 
+use crate::balance;
 use crate::grouping::Grouping;
 use crate::protocol::Now;
 
@@ -84,6 +86,8 @@ pub(crate) struct Roster {
     current: Option<Makeup>,
     /// Begin an epoch even with the same workers.
     again: bool,
+    /// By expert, who computes it if it takes part and holds it; empty where home decides.
+    preferred: Vec<u16>,
 }
 
 /// Experts to adopt, by worker.
@@ -111,6 +115,8 @@ struct Occupant {
     since: Option<Epoch>,
     /// It leaves as soon as the others suffice.
     leaving: bool,
+    /// It stays in its seat without work: somebody else decides when it goes.
+    drained: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -140,6 +146,7 @@ impl Roster {
                 .collect(),
             current: None,
             again: false,
+            preferred: Vec::new(),
         }
     }
 
@@ -195,6 +202,7 @@ impl Roster {
                 unsure: false,
                 since: None,
                 leaving: false,
+                drained: false,
             });
         }
     }
@@ -234,15 +242,33 @@ impl Roster {
     /// A worker wants to leave: its work goes elsewhere as soon as others can take it.
     pub(crate) fn leaving(&mut self, worker: WorkerId) {
         if let Some(occupant) = self.occupant_mut(worker) {
-            occupant.leaving = true;
+            (occupant.leaving, occupant.drained) = (true, false);
         }
+    }
+
+    /// A worker is to have no work, but to stay; or to be used again. One that leaves by itself is not kept. Returns whether somebody sits there.
+    pub(crate) fn drain(&mut self, worker: WorkerId, drained: bool) -> bool {
+        let Some(occupant) = self.occupant_mut(worker) else {
+            return false;
+        };
+        if occupant.drained || !occupant.leaving {
+            (occupant.leaving, occupant.drained) = (drained, drained);
+        }
+        true
+    }
+
+    /// Whether its work is to go elsewhere, or has gone.
+    pub(crate) fn is_leaving(&self, worker: WorkerId) -> bool {
+        self.occupant(worker)
+            .is_some_and(|occupant| occupant.leaving)
     }
 
     /// Workers that want to leave and take no part any more; each is named once.
     pub(crate) fn released(&mut self) -> Vec<WorkerId> {
         let seats = self.seats.iter_mut();
         let occupants = seats.filter_map(|(&id, seat)| Some((id, seat.occupant.as_mut()?)));
-        let released = occupants.filter(|(_, o)| o.leaving && o.loaded && o.since.is_none());
+        let gone = |o: &Occupant| o.leaving && !o.drained && o.loaded && o.since.is_none();
+        let released = occupants.filter(|(_, occupant)| gone(occupant));
         released
             .map(|(id, occupant)| {
                 occupant.loaded = false;
@@ -335,6 +361,27 @@ impl Roster {
             attention: Arc::new(attention),
             fresh: Arc::new(fresh),
         }))
+    }
+
+    /// Spreads experts over their holders anew, by the rows that each has computed of late. Returns whether the busiest worker will have less to do by
+    /// `gain` at least (0.1: a tenth); else all stays as it is. The next epoch takes it up.
+    pub(crate) fn rebalance(&mut self, rows: &[u64], gain: f64) -> bool {
+        let Some(current) = &self.current else {
+            return false;
+        };
+        if rows.len() != current.owners.len() {
+            return false;
+        }
+        let workers = self.shape.expert_workers;
+        let costs = balance::costs(rows);
+        let now: Vec<u16> = current.owners.iter().map(|owners| owners[0]).collect();
+        let better = balance::assign(&costs, &current.owners, workers);
+        let peak = |owners: &[u16]| balance::peak(&costs, owners, workers);
+        if better == now || peak(&better) > (1.0 - gain) * peak(&now) {
+            return false;
+        }
+        self.preferred = better;
+        true
     }
 
     /// Whom to tell to adopt what, for experts that have no owner. Each worker is told once; the list is all that it shall have beside its own.
@@ -492,6 +539,10 @@ impl Roster {
             });
             if of.is_empty() {
                 return None;
+            }
+            let preferred = self.preferred.get(usize::from(expert));
+            if let Some(at) = preferred.and_then(|worker| of.iter().position(|of| of == worker)) {
+                of[..=at].rotate_right(1);
             }
             owners.push(of);
         }
@@ -750,6 +801,25 @@ mod tests {
     }
 
     #[test]
+    fn who_is_drained_keeps_its_seat_and_can_be_used_again() {
+        let (mut roster, _) = started(shape(1, 0));
+        let worker = Role::Attention.worker(1);
+        assert!(roster.drain(worker, true));
+        assert!(!roster.next(ms(0)).unwrap().unwrap().attention.contains(1));
+        assert!(roster.released().is_empty(), "it is not sent away");
+        assert!(roster.drain(worker, false));
+        assert!(roster.next(ms(1)).unwrap().unwrap().attention.contains(1));
+        // One that wants to leave itself is sent away, drained or not, and is not kept.
+        roster.drain(worker, true);
+        roster.leaving(worker);
+        assert!(roster.drain(worker, false) && roster.is_leaving(worker));
+        roster.next(ms(2)).unwrap();
+        assert_eq!(roster.released(), [worker]);
+        roster.lost(worker);
+        assert!(!roster.drain(worker, true), "nobody sits there");
+    }
+
+    #[test]
     fn the_last_attention_worker_is_missed_but_not_replaced_by_nothing() {
         let (mut roster, _) = started(shape(1, 0));
         roster.lost(Role::Attention.worker(0));
@@ -764,6 +834,67 @@ mod tests {
         );
         arrive(&mut roster, Role::Attention.worker(0), 50);
         assert!(roster.next(ms(2)).unwrap().unwrap().fresh.contains(0));
+    }
+
+    fn seated(shape: RosterShape) -> Roster {
+        let mut roster = Roster::new(shape);
+        for (life, worker) in roster
+            .all_seats()
+            .collect::<Vec<_>>()
+            .into_iter()
+            .enumerate()
+        {
+            let life = life as u64;
+            roster.seat(worker, life);
+            let holds: Vec<u16> = match worker.role {
+                Role::Attention => Vec::new(),
+                Role::Expert => shape.home(worker.index).unwrap(),
+            };
+            roster.loaded(worker, life, holds);
+        }
+        roster
+    }
+
+    #[test]
+    fn load_that_drifts_moves_rows_to_other_holders_and_never_to_others() {
+        let mut roster = seated(shape(2, 0));
+        let now = Duration::from_secs(1);
+        let first = roster.next(now).unwrap().unwrap();
+        // Even load: nothing to gain.
+        assert!(!roster.rebalance(&[10; 8], 0.1));
+        assert!(roster.next(now).unwrap().is_none());
+        // The first worker's experts are hot.
+        let rows = [90, 90, 90, 5, 5, 5, 5, 5];
+        assert!(roster.rebalance(&rows, 0.1));
+        let second = roster.next(now).unwrap().unwrap();
+        assert!(second.epoch > first.epoch);
+        let owner = |grouping: &Grouping, expert| {
+            grouping.placement.owner(Layer(0), expert).unwrap().worker
+        };
+        let load = |grouping: &Grouping| {
+            let mut load = [0; 3];
+            (0..8u16).for_each(|e| load[usize::from(owner(grouping, e))] += rows[usize::from(e)]);
+            load.into_iter().max().unwrap()
+        };
+        assert!(load(&second) < load(&first));
+        for expert in 0..8 {
+            let worker = Role::Expert.worker(owner(&second, expert));
+            assert!(roster.occupant(worker).unwrap().holds.contains(&expert));
+        }
+        // The same load again: it is balanced.
+        assert!(!roster.rebalance(&rows, 0.1) && roster.next(now).unwrap().is_none());
+        // A preferred worker that is lost is not waited for.
+        let gone = Role::Expert.worker(owner(&second, 0));
+        roster.lost(gone);
+        let third = roster.next(now).unwrap().unwrap();
+        assert_ne!(owner(&third, 0), gone.index);
+    }
+
+    #[test]
+    fn without_replicas_there_is_no_choice() {
+        let mut roster = seated(shape(1, 0));
+        roster.next(Duration::ZERO).unwrap().unwrap();
+        assert!(!roster.rebalance(&[1000, 0, 0, 0, 0, 0, 0, 0], 0.0));
     }
 
     proptest! {

@@ -27,6 +27,7 @@ use crate::metric_names;
 use crate::protocol::{AttentionCapacity, AttentionCommand, AttentionWord, Membership};
 use crate::remote::Joined;
 use crate::roster::Roster;
+use crate::startup::{Startup, mark};
 use crate::voice::{Ear, WorkerWord};
 use crate::waits::{WorkerState, WorkerWait};
 use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
@@ -41,6 +42,12 @@ const ACCUSED_GRACE: Duration = Duration::from_millis(100);
 const WAITS_PATIENCE: Duration = Duration::from_millis(200);
 /// How often bars that have ended and workers that do not move are looked for.
 const TICK: Duration = Duration::from_millis(50);
+/// How often load is looked at, to spread experts anew.
+const BALANCE_EVERY: Duration = Duration::from_secs(10);
+/// Rows that each expert must have computed on average since the last look: fewer say nothing.
+const BALANCE_ROWS: u64 = 256;
+/// The busiest expert worker must have so much less to do for an epoch to pay.
+const BALANCE_GAIN: f64 = 0.1;
 /// How often a cluster that waits for workers says for whom.
 const MISSED_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,8 +102,12 @@ pub(crate) struct Supervisor {
     waits: BTreeMap<WorkerId, Vec<WorkerWait>>,
     /// Told when all have.
     all_told: Option<oneshot::Sender<()>>,
+    /// How the start of each went: of threads as seen from here, of processes as they say.
+    startups: BTreeMap<WorkerId, Startup>,
     /// When it was last said for whom the cluster waits.
     missed: Instant,
+    /// When load was last looked at, and the rows of each expert then.
+    balanced: (Instant, Vec<u64>),
 }
 
 /// Where the workers are.
@@ -165,7 +176,9 @@ impl Supervisor {
             stopping: false,
             waits: BTreeMap::new(),
             all_told: None,
+            startups: BTreeMap::new(),
             missed: Instant::now(),
+            balanced: (Instant::now(), Vec::new()),
         }
     }
 
@@ -262,6 +275,13 @@ impl Supervisor {
             }
         }
         if let Some(started) = self.started.take() {
+            if matches!(self.site, Site::Here(_)) {
+                let now = self.clock.now();
+                for (worker, startup) in &mut self.startups {
+                    mark(&mut startup.first_epoch, now);
+                    tracing::info!("{worker}: {startup}");
+                }
+            }
             let _ = started.send(Ok(()));
         }
         Ok(())
@@ -377,8 +397,43 @@ impl Supervisor {
             );
             self.lose(worker, &reason, ctx);
         }
+        self.balance();
         self.advance();
         self.name_the_missed();
+    }
+
+    /// Looks at the load since the last time, and spreads experts anew over the workers that hold them where that pays.
+    /// Workers of other processes count for themselves, so only a cluster in one process does so.
+    fn balance(&mut self) {
+        let Site::Here(blueprint) = &self.site else {
+            return;
+        };
+        if self.config.expert_replicas < 2 || self.balanced.0.elapsed() < BALANCE_EVERY {
+            return;
+        }
+        let layers = blueprint.load.rows();
+        let experts = layers.first().map_or(0, Vec::len);
+        let rows: Vec<u64> = (0..experts)
+            .map(|expert| layers.iter().map(|layer| layer[expert]).sum())
+            .collect();
+        let before = std::mem::replace(&mut self.balanced, (Instant::now(), rows.clone())).1;
+        let since = rows.iter().enumerate();
+        let since: Vec<u64> = since
+            .map(|(expert, rows)| rows - before.get(expert).copied().unwrap_or(0))
+            .collect();
+        if since.iter().sum::<u64>() >= BALANCE_ROWS * experts as u64 {
+            self.rebalance(&since);
+        }
+    }
+
+    fn rebalance(&mut self, rows: &[u64]) -> bool {
+        let pays = self.roster.rebalance(rows, BALANCE_GAIN);
+        if pays {
+            tracing::info!(
+                "load has drifted: experts are spread anew over the workers that hold them"
+            );
+        }
+        pays
     }
 
     /// Says who is missed while the cluster stands still for want of workers.
@@ -440,8 +495,15 @@ impl Handler<Heard> for Supervisor {
             return;
         }
         match word {
+            WorkerWord::Startup(startup) => {
+                self.startups.insert(worker, startup);
+            }
             WorkerWord::Loaded(holds) => {
                 self.roster.loaded(worker, life, holds);
+                if matches!(self.site, Site::Here(_)) {
+                    let startup = self.startups.entry(worker).or_default();
+                    mark(&mut startup.loaded, self.clock.now());
+                }
                 self.advance();
             }
             WorkerWord::Waits(waits) => {
@@ -537,6 +599,39 @@ impl Handler<Leaving> for Supervisor {
     }
 }
 
+/// Take a worker's work away, but let it stay; or use it again. The error is why that cannot be.
+#[derive(Message)]
+#[rtype(result = "Result<(), String>")]
+pub(crate) struct DrainWorker {
+    pub(crate) worker: WorkerId,
+    pub(crate) drained: bool,
+}
+
+impl Handler<DrainWorker> for Supervisor {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, message: DrainWorker, _: &mut Self::Context) -> Self::Result {
+        let DrainWorker { worker, drained } = message;
+        if !self.roster.has_seat(worker) {
+            return Err(format!(
+                "there is no {worker}: the cluster has {} attention and {} expert workers, numbered from 0",
+                self.config.attention_workers, self.config.expert_workers
+            ));
+        }
+        if !self.roster.drain(worker, drained) {
+            return Err(format!("{worker} is not there, so it has no work"));
+        }
+        let what = if drained {
+            "is drained"
+        } else {
+            "is used again"
+        };
+        tracing::info!("{worker} {what}, as it was asked for");
+        self.advance();
+        Ok(())
+    }
+}
+
 /// The process of a worker has ended: known at once to whoever started it.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -575,6 +670,8 @@ impl Handler<AskWorkers> for Supervisor {
                     worker,
                     address: seat.and_then(|seat| seat.address),
                     present: seat.is_some(),
+                    leaving: this.roster.is_leaving(worker),
+                    startup: this.startups.get(&worker).copied().unwrap_or_default(),
                     since: this.roster.since(worker),
                     waits: this.waits.get(&worker).cloned(),
                 }
@@ -594,6 +691,21 @@ impl Handler<CrashWorker> for Supervisor {
 
     fn handle(&mut self, message: CrashWorker, _: &mut Self::Context) {
         self.order(message.0, Order::Crash);
+    }
+}
+
+/// Spread experts anew, as if each had computed so many rows of late. Answers whether that pays.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(crate) struct Rebalance(pub(crate) Vec<u64>);
+
+impl Handler<Rebalance> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, message: Rebalance, _: &mut Self::Context) -> Self::Result {
+        let pays = self.rebalance(&message.0);
+        self.advance();
+        pays
     }
 }
 

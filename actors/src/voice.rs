@@ -7,6 +7,7 @@ use volley_transports::{Epoch, WorkerId};
 
 use crate::data_loop::Exit;
 use crate::protocol::AttentionWord;
+use crate::startup::Startup;
 use crate::waits::WorkerWait;
 
 /// What a worker says to whoever looks after it.
@@ -27,6 +28,8 @@ pub(crate) enum WorkerWord {
     },
     /// What it waits for, since it was asked.
     Waits(Vec<WorkerWait>),
+    /// How its start went.
+    Startup(Startup),
     /// Its thread has ended.
     Ended(Exit),
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use volley_transports::{Epoch, Layer, MicroBatch, Step, WorkerId};
 
+use crate::startup::Startup;
+
 /// One micro-batch of a worker that waits for frames of others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerWait {
@@ -30,8 +32,12 @@ pub struct WorkerState {
     pub address: Option<SocketAddr>,
     /// Whether somebody sits there.
     pub present: bool,
+    /// Whether its work goes elsewhere, or has gone: it is drained, or wants to leave.
+    pub leaving: bool,
     /// The epoch since which it has taken part; none if it does not.
     pub since: Option<Epoch>,
+    /// How its start went.
+    pub startup: Startup,
     /// What it waits for; none if it did not answer in time.
     pub waits: Option<Vec<WorkerWait>>,
 }
@@ -41,7 +47,14 @@ impl std::fmt::Display for WorkerState {
         write!(f, "{}: ", self.worker)?;
         match (self.present, self.since) {
             (false, _) => return f.write_str("nobody is there"),
+            (true, None) if self.leaving => f.write_str("drained; it may be stopped")?,
             (true, None) => f.write_str("takes no part")?,
+            (true, Some(epoch)) if self.leaving => {
+                write!(
+                    f,
+                    "in since {epoch}; to be drained, but the others do not suffice"
+                )?;
+            }
             (true, Some(epoch)) => write!(f, "in since {epoch}")?,
         }
         match &self.waits {

@@ -64,3 +64,43 @@ async fn bit_identical_over_workers_micro_batches_and_company() {
         }
     }
 }
+
+#[tokio::test]
+async fn bit_identical_while_experts_move_between_their_holders() {
+    let model = model("tiny-qwen3moe");
+    let experts = model.spec().experts;
+    let requests: Vec<Request> = (0..12)
+        .map(|i| request(i, 1 + i * 5, model.spec().vocab))
+        .collect();
+    let mut answers = Vec::new();
+    for (workers, replicas) in [((1, 1, 1), 1), ((2, 3, 2), 2), ((1, 4, 3), 3)] {
+        let config = ClusterConfig {
+            expert_replicas: replicas,
+            ..config(workers, ComputeType::Bf16)
+        };
+        let cluster = start(&model, config, None);
+        let ours = requests
+            .iter()
+            .map(|request| ask(&cluster, request.clone()));
+        // Load that drifts: now one range of experts, which is at home with one worker, is hot, now another.
+        let drift = async {
+            let mut moved = 0;
+            for round in 0..12 {
+                let hot = |expert: usize| {
+                    let range = expert * 4 / experts;
+                    1 + 500 * u64::from(range == round % 4) * (expert as u64 + 1)
+                };
+                let rows = (0..experts).map(hot).collect();
+                moved += u32::from(cluster.rebalance(rows).await);
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            moved
+        };
+        let (ours, moved) = tokio::join!(join_all(ours), drift);
+        assert_eq!(moved > 0, replicas > 1, "{workers:?}");
+        answers.push(ours);
+        cluster.shutdown(Duration::from_secs(5));
+    }
+    assert_eq!(answers[1], answers[0]);
+    assert_eq!(answers[2], answers[0]);
+}

@@ -15,6 +15,17 @@ import time
 import llama_cpp as llama
 
 
+# The library keeps the address, not the object.
+quiet = llama.llama_log_callback(lambda *_: None)
+
+
+def load(path):
+    llama.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    return model, llama.llama_model_get_vocab(model)
+
+
 def clock(step, ctx):
     start = time.perf_counter()
     step()
@@ -76,11 +87,7 @@ def main():
     ap.add_argument("--output", type=int, default=64)
     ap.add_argument("--repetitions", type=int, default=3)
     args = ap.parse_args()
-    quiet = llama.llama_log_callback(lambda *_: None)
-    llama.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama.llama_backend_init()
-    model = llama.llama_model_load_from_file(args.model.encode(), llama.llama_model_default_params())
-    vocab = llama.llama_model_get_vocab(model)
+    model, vocab = load(args.model)
     for size in map(int, args.batch.split(",")):
         runs = [run(model, vocab, size, args) for _ in range(args.repetitions)]
         prefill, decode = (max(r[i] for r in runs) for i in (0, 1))

@@ -2,6 +2,7 @@
 """A cluster of processes in network namespaces of their own, under load, with faults: every stream must complete with the tokens of an undisturbed run.
 
 Run as root: integration/python/faults.py --volley target/release/volley [--only NAME ...] [--soak SECONDS] [--streams 64]
+Two scheduler processes stand beside the workers. Where etcd is installed (Debian: etcd-server), members find each other and elect a scheduler through it; --no-etcd does without.
 Prints one line for each fault with the longest pause of any stream. Exit code 1 if a stream was lost or a token differs.
 """
 
@@ -21,44 +22,63 @@ import time
 from switch import Namespaces, Switch
 
 WORKERS = ["a0", "a1", "e0", "e1", "e2"]
+SCHEDULERS = ["s0", "s1"]
 PORT = 8000
 CLONE_NEWNET = 0x40000000
 
 
 class Cluster:
-    """`volley serve` in namespace `c`, and five workers, each in its own."""
+    """`volley serve` (and etcd, if there is one) in namespace `c`; five workers and two schedulers, each in its own."""
 
-    def __init__(self, volley, flags, log):
+    def __init__(self, volley, flags, log, etcd):
         self.volley, self.flags, self.log = volley, flags, log
         self.folder = tempfile.mkdtemp(prefix="volley-faults-")
-        self.spaces = Namespaces(["c"] + WORKERS)
+        self.spaces = Namespaces(["c"] + WORKERS + SCHEDULERS)
         self.switch = Switch(self.spaces)
         certs = f"{self.folder}/certs"
         subprocess.run([volley, "certs", "--out", certs], check=True, stdout=subprocess.DEVNULL)
-        self.common = [
-            "--attention-workers", "2", "--expert-workers", "3", "--isolate", "host",
-            "--controller", f"{self.spaces.address('c')}:7600", *flags,
-        ]
         self.processes = {}
+        controller = ["--controller", f"{self.spaces.address('c')}:7600"]
+        # With etcd nobody but the controller itself is told where it is.
+        self.find = controller
+        if etcd:
+            self.find = ["--membership", "etcd", "--membership-endpoints", self.start_etcd(etcd)]
+        self.common = ["--attention-workers", "2", "--expert-workers", "3", "--isolate", "host", *flags]
         for name in WORKERS:
             self.start(name)
         self.processes["c"] = self.spawn(
-            "c", "serve", "--host", "0.0.0.0", "--port", str(PORT), "--certificates", f"{certs}/controller", *self.common,
-            stdout=subprocess.PIPE,
+            "c", "serve", "--host", "0.0.0.0", "--port", str(PORT), "--certificates", f"{certs}/controller",
+            *self.common, *self.find, *(controller if etcd else []), stdout=subprocess.PIPE,
         )
         line = self.processes["c"].stdout.readline()
         if not line.startswith("volley: ready"):
             raise SystemExit(f"the server did not start: {line!r}; see {log.name}")
+        for name in SCHEDULERS:
+            self.start(name)
+
+    def start_etcd(self, program):
+        """Returns the URL of its clients."""
+        url, peer = (f"http://{self.spaces.address('c')}:{port}" for port in (2379, 2380))
+        command = [
+            "ip", "netns", "exec", self.spaces.space("c"), program, "--data-dir", f"{self.folder}/etcd", "--log-level", "error",
+            "--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer,
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+        ]
+        self.processes["etcd"] = subprocess.Popen(command, stderr=self.log, text=True)
+        return url
 
     def spawn(self, name, *arguments, **more):
         command = ["ip", "netns", "exec", self.spaces.space(name), self.volley, *arguments]
         return subprocess.Popen(command, stderr=self.log, text=True, **more)
 
     def start(self, name):
+        if name in SCHEDULERS:
+            self.processes[name] = self.spawn(name, "scheduler", "--name", name, "--certificates", f"{self.folder}/certs/scheduler", *self.find)
+            return
         role = {"a": "attention", "e": "expert"}[name[0]]
         self.processes[name] = self.spawn(
             name, "worker", role, "--index", name[1:], "--certificates", f"{self.folder}/certs/worker",
-            "--threads", "1", *self.common,
+            "--threads", "1", *self.common, *self.find,
         )
 
     def signal(self, name, number):
@@ -146,8 +166,43 @@ def leave(cluster, name):
     return act
 
 
+async def state(host):
+    reader, writer = await asyncio.open_connection(host, PORT)
+    writer.write(b"GET /admin/state HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return json.loads(answer.split(b"\r\n\r\n", 1)[1])
+
+
+async def planned_by_process(host):
+    """The scheduler that plans, when both are there."""
+    for _ in range(300):
+        now = await state(host)
+        if now["scheduler"] and now["standby"]:
+            return now["scheduler"]
+        await asyncio.sleep(0.1)
+    raise SystemExit(f"the schedulers are not both there: {now['scheduler']}, {now['standby']}")
+
+
+def kill_scheduler(cluster, host="127.0.0.1"):
+    """The one that plans; the other takes over."""
+    async def act():
+        leader = await planned_by_process(host)
+        cluster.signal(leader, signal.SIGKILL)
+        cluster.processes[leader].wait()
+        await asyncio.sleep(2)
+        if (await state(host))["scheduler"] == leader:
+            raise SystemExit("a scheduler that is dead still plans")
+        cluster.start(leader)
+    return act
+
+
 def faults(cluster):
-    return {
+    more = {}
+    if "etcd" in cluster.processes:
+        more["etcd-stopped-60s"] = freeze(cluster, "etcd", 60)
+    return more | {
+        "kill-scheduler": kill_scheduler(cluster),
         "kill-expert": restart(cluster, "e1", 2),
         "kill-attention": restart(cluster, "a1", 2),
         "stop-expert": freeze(cluster, "e2", 10),
@@ -210,16 +265,21 @@ async def main():
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--soak", type=float, default=0, help="seconds of random faults")
     parser.add_argument("--seed", type=int, default=1, help="of the soak")
+    parser.add_argument("--no-etcd", action="store_true", help="find the controller by its address, and let the first scheduler plan")
     parser.add_argument("--log", default="/tmp/volley-faults.log")
     parser.add_argument("flags", nargs="*", help="further flags of all processes, after --")
     args = parser.parse_args()
     alone = subprocess.run([args.volley, "generate", "--prompt", "A0: Now is the", "--max-tokens", "60", "--temperature", "0"],
                            capture_output=True, text=True, check=True).stdout
     with open(args.log, "w") as log:
-        cluster = Cluster(os.path.abspath(args.volley), args.flags, log)
+        etcd = None if args.no_etcd else shutil.which("etcd")
+        if not etcd and not args.no_etcd:
+            print("LEFT OUT: etcd is not installed (Debian: etcd-server); its fault is not tried", flush=True)
+        cluster = Cluster(os.path.abspath(args.volley), args.flags, log, etcd)
         try:
             # From within the controller's namespace, through its own loopback: the faults are the cluster's, not the client's.
             host = await enter(cluster)
+            await planned_by_process(host)
             expected, pause = await load(host, args.streams, args.tokens)
             good = check("undisturbed", expected, expected, pause)
             prompt = "A0: Now is the"
@@ -232,7 +292,9 @@ async def main():
                     await settle(host)
             chance, until = random.Random(args.seed), time.monotonic() + args.soak
             while time.monotonic() < until:
-                name, act = chance.choice(list(faults(cluster).items()))
+                # An outage of a minute would be most of a soak.
+                some = {name: act for name, act in faults(cluster).items() if name != "etcd-stopped-60s"}
+                name, act = chance.choice(list(some.items()))
                 good &= await under(f"soak {name}", act, host, args, expected)
                 await asyncio.sleep(chance.random())
         finally:

@@ -1,10 +1,7 @@
 //! What the machine can do: the floors that kernels are held against.
 //!
-//! `cargo bench -p volley-models --bench floor`. Reads a gigabyte in huge pages, and multiplies in registers, with one thread and with one for
+//! `cargo bench -p volley-models --bench floor [-- --json]`. Reads a gigabyte in huge pages, and multiplies in registers, with one thread and with one for
 //! each core; prints the best of several rounds, for a shared machine is never faster than itself. Volley's own kernels play no part in it.
-
-#![allow(unsafe_code)]
-#![allow(clippy::needless_range_loop)] // an iterator over the chains is compiled to moves between them
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,16 +9,24 @@ use std::time::{Duration, Instant};
 use volley_models::Member;
 use volley_models::kernels::Arena;
 
+#[path = "support/peaks.rs"]
+mod peaks;
+
+use peaks::{OPERATIONS, peaks, read};
+
 const WORDS: usize = 1 << 28;
 const ROUNDS: usize = 12;
 
 fn main() {
+    let json = std::env::args().any(|arg| arg == "--json");
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let mut crew = Member::alone();
     let mut arena = Arena::new(4 * WORDS, &mut crew);
     let mut words = arena.block(WORDS);
     words.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
-    println!(" threads    reads GB/s  products and sums, G/s");
+    if !json {
+        println!(" threads    reads GB/s  products and sums, G/s");
+    }
     for threads in [1, cores] {
         let chunk = WORDS / threads;
         let time = best(|| {
@@ -30,16 +35,31 @@ fn main() {
                 black_box(read(part));
             })
         });
-        print!(
-            "{threads:>8}  {:>12.1}",
-            4.0 * WORDS as f64 / time.as_secs_f64() / 1e9
-        );
-        for (name, operations) in peaks() {
-            let time = best(|| on_threads(threads, |_| _ = black_box(operations())));
-            let done = (threads as u64 * OPERATIONS) as f64;
-            print!("  {name} {:.0}", done / time.as_secs_f64() / 1e9);
+        let reads = 4.0 * WORDS as f64 / time.as_secs_f64() / 1e9;
+        let rates: Vec<(&str, f64)> = peaks()
+            .into_iter()
+            .map(|(name, operations)| {
+                let time = best(|| on_threads(threads, |_| _ = black_box(operations())));
+                let done = (threads as u64 * OPERATIONS) as f64;
+                (name, done / time.as_secs_f64() / 1e9)
+            })
+            .collect();
+        if json {
+            let rates: Vec<String> = rates
+                .iter()
+                .map(|(name, rate)| format!("\"{name}\": {rate:.1}"))
+                .collect();
+            println!(
+                "{{\"threads\": {threads}, \"reads_gb_per_s\": {reads:.2}, \"gops_per_s\": {{{}}}}}",
+                rates.join(", ")
+            );
+        } else {
+            print!("{threads:>8}  {reads:>12.1}");
+            rates
+                .iter()
+                .for_each(|(name, rate)| print!("  {name} {rate:.0}"));
+            println!();
         }
-        println!();
     }
 }
 
@@ -60,137 +80,4 @@ fn on_threads(threads: usize, work: impl Fn(usize) + Sync) {
         }
         work(0);
     });
-}
-
-/// A kind of product, and a function that does [`OPERATIONS`] of it.
-type Peak = (&'static str, fn() -> f32);
-
-/// Operations (a product and a sum are two) of one call of a peak's function.
-const OPERATIONS: u64 = 1 << 31;
-
-#[cfg(target_arch = "x86_64")]
-fn read(words: &[u32]) -> u32 {
-    #[target_feature(enable = "avx512f")]
-    fn wide(words: &[u32]) -> u32 {
-        narrow(words)
-    }
-    #[inline(always)]
-    fn narrow(words: &[u32]) -> u32 {
-        let mut sums = [0u32; 128];
-        for chunk in words.as_chunks::<128>().0 {
-            for (sum, word) in sums.iter_mut().zip(chunk) {
-                *sum = sum.wrapping_add(*word);
-            }
-        }
-        sums.iter().fold(0, |a, b| a.wrapping_add(*b))
-    }
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: just detected.
-        unsafe { wide(words) }
-    } else {
-        narrow(words)
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn read(words: &[u32]) -> u32 {
-    words.iter().fold(0, |a, b| a.wrapping_add(*b))
-}
-
-#[cfg(target_arch = "x86_64")]
-fn peaks() -> Vec<Peak> {
-    use std::arch::x86_64::*;
-
-    /// Twelve chains hide the latency of any of these instructions, and stay in registers.
-    const CHAINS: usize = 12;
-
-    #[target_feature(enable = "avx512f")]
-    fn f32_512() -> f32 {
-        let (a, b) = (
-            _mm512_set1_ps(black_box(0.999)),
-            _mm512_set1_ps(black_box(0.5)),
-        );
-        let mut sums = [_mm512_setzero_ps(); CHAINS];
-        for _ in 0..OPERATIONS / (CHAINS as u64 * 32) {
-            for i in 0..CHAINS {
-                sums[i] = _mm512_fmadd_ps(sums[i], a, b);
-            }
-        }
-        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn bf16_512() -> f32 {
-        // SAFETY: both are 64 bytes of plain data.
-        let pair = unsafe {
-            std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0x3f00_3f00)))
-        };
-        let mut sums = [_mm512_setzero_ps(); CHAINS];
-        for _ in 0..OPERATIONS / (CHAINS as u64 * 64) {
-            for i in 0..CHAINS {
-                sums[i] = _mm512_dpbf16_ps(sums[i], pair, pair);
-            }
-        }
-        sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
-    }
-
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn int8_512() -> f32 {
-        let quad = _mm512_set1_epi32(black_box(0x0101_0101));
-        let mut sums = [_mm512_setzero_si512(); CHAINS];
-        for _ in 0..OPERATIONS / (CHAINS as u64 * 128) {
-            for i in 0..CHAINS {
-                sums[i] = _mm512_dpbusd_epi32(sums[i], quad, quad);
-            }
-        }
-        sums.into_iter()
-            .map(|sum| _mm512_reduce_add_epi32(sum) as f32)
-            .sum()
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn f32_256() -> f32 {
-        let (a, b) = (
-            _mm256_set1_ps(black_box(0.999)),
-            _mm256_set1_ps(black_box(0.5)),
-        );
-        let mut sums = [_mm256_setzero_ps(); CHAINS];
-        for _ in 0..OPERATIONS / (16 * CHAINS as u64) {
-            for i in 0..CHAINS {
-                sums[i] = _mm256_fmadd_ps(sums[i], a, b);
-            }
-        }
-        sums.into_iter().map(|sum| _mm256_cvtss_f32(sum)).sum()
-    }
-
-    let mut peaks: Vec<Peak> = Vec::new();
-    if is_x86_feature_detected!("avx512f") {
-        peaks.push(("f32 (AVX-512)", || {
-            // SAFETY: just detected.
-            unsafe { f32_512() }
-        }));
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        peaks.push(("f32 (AVX2)", || {
-            // SAFETY: just detected.
-            unsafe { f32_256() }
-        }));
-    }
-    if is_x86_feature_detected!("avx512bf16") {
-        peaks.push(("bf16", || {
-            // SAFETY: just detected.
-            unsafe { bf16_512() }
-        }));
-    }
-    if is_x86_feature_detected!("avx512vnni") {
-        peaks.push(("int8", || {
-            // SAFETY: just detected.
-            unsafe { int8_512() }
-        }));
-    }
-    peaks
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn peaks() -> Vec<Peak> {
-    Vec::new()
 }

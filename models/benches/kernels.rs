@@ -1,12 +1,14 @@
 //! Speed of the kernels on one core, at the sizes of a middling Mixtral (hidden 1024, 16/4 heads of 64, experts of 1792).
 //!
 //! `cargo bench -p volley-models --bench kernels -- [FILTER]`. Weights rotate over 256 MiB, so that each product streams
-//! them from memory as a model does. Elements are floating-point operations: Gelem/s reads as GFLOP/s.
+//! them from memory as a model does. Behind each rate stands its share of what one core can do at most, measured when the benches begin: the larger of
+//! the two is the kernel's share of its floor.
 
 #![allow(unsafe_code)]
 
 use std::borrow::Cow;
 use std::hint::black_box;
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
@@ -23,6 +25,9 @@ use volley_models::{
     Quantization, Rope, RopeScaling, SequenceSlice, SpecialTokens, TensorId, WeightError,
     WeightSource,
 };
+
+#[path = "support/peaks.rs"]
+mod peaks;
 
 /// Bytes of weights that products rotate over: well beyond any cache.
 const ROTATION_BYTES: usize = 256 << 20;
@@ -51,6 +56,84 @@ fn view(rows: usize, cols: usize) -> MatrixView<'static> {
         cols,
         row_stride: cols,
         col_stride: 1,
+    }
+}
+
+/// What one core can do at most: bytes a nanosecond, and operations a nanosecond of each kind.
+struct Floors {
+    reads: f64,
+    rates: Vec<(&'static str, f64)>,
+}
+
+static FLOORS: LazyLock<Floors> = LazyLock::new(|| {
+    let best = |work: &dyn Fn()| {
+        let times = (0..8).map(|_| {
+            let begin = thread_time();
+            work();
+            thread_time() - begin
+        });
+        times.min().unwrap_or_default().as_nanos().max(1) as f64
+    };
+    let mut crew = Member::alone();
+    let mut arena = Arena::new(ROTATION_BYTES, &mut crew);
+    let mut words = arena.block(ROTATION_BYTES / 4);
+    words.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
+    let reads = ROTATION_BYTES as f64 / best(&|| _ = black_box(peaks::read(&words)));
+    let rate = |work: fn() -> f32| peaks::OPERATIONS as f64 / best(&|| _ = black_box(work()));
+    let rates = peaks::peaks().into_iter();
+    let floors = Floors {
+        reads,
+        rates: rates.map(|(name, work)| (name, rate(work))).collect(),
+    };
+    let Floors { reads, rates } = &floors;
+    println!("floors of one core: reads {reads:.1} GB/s, operations {rates:.0?} G/s");
+    floors
+});
+
+/// The rate that the current group is held against.
+static RATE: Mutex<&str> = Mutex::new("f32");
+
+/// Says that the products that follow are of this kind; where the processor has none, they are done in f32.
+fn held_against(kind: &'static str) {
+    *RATE.lock().expect("no bench panics while it holds it") = kind;
+}
+
+/// As criterion's own, with rates of operations and the share of the floor.
+struct Shares;
+
+impl ValueFormatter for Shares {
+    fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_values(typical, values)
+    }
+    fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_for_machines(values)
+    }
+    fn scale_throughputs(
+        &self,
+        typical: f64,
+        throughput: &Throughput,
+        values: &mut [f64],
+    ) -> &'static str {
+        WallTime
+            .formatter()
+            .scale_throughputs(typical, throughput, values)
+    }
+    fn format_throughput(&self, throughput: &Throughput, ns: f64) -> String {
+        let Floors { reads, rates } = &*FLOORS;
+        match *throughput {
+            Throughput::Elements(operations) => {
+                let kind = *RATE.lock().expect("no bench panics while it holds it");
+                let of = |kind| rates.iter().find(|(name, _)| *name == kind);
+                let most = of(kind).or(of("f32")).map_or(f64::NAN, |(_, rate)| *rate);
+                let rate = operations as f64 / ns;
+                format!("{rate:.1} Gop/s, {:.2} of the rate", rate / most)
+            }
+            Throughput::Bytes(bytes) => {
+                let rate = bytes as f64 / ns;
+                format!("{rate:.1} GB/s, {:.2} of the reads", rate / reads)
+            }
+            _ => WallTime.formatter().format_throughput(throughput, ns),
+        }
     }
 }
 
@@ -95,8 +178,7 @@ impl Measurement for ThreadTime {
         value.as_nanos() as f64
     }
     fn formatter(&self) -> &dyn ValueFormatter {
-        static WALL: WallTime = WallTime;
-        WALL.formatter()
+        &Shares
     }
 }
 
@@ -116,6 +198,11 @@ fn products(criterion: &mut Criterion<ThreadTime>) {
     let isa = Isa::detect();
     for kind in WeightType::ALL {
         let name = format!("{kind:?}").to_lowercase();
+        held_against(match kind {
+            WeightType::Bf16 => "bf16",
+            WeightType::Q8 | WeightType::Q4 => "int8",
+            _ => "f32",
+        });
         let mut group = quick(criterion, &format!("gemm/{name}"));
         for (n, k) in [(1024, 1024), (3584, 1024), (1024, 1792), (8192, 1024)] {
             let one = PackedMatrix::bytes(kind, n, k).expect("small");
@@ -238,6 +325,11 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
             Some(Quantization::Q4),
         ),
     ] {
+        held_against(match (dtype, quantize) {
+            (_, Some(_)) => "int8",
+            (ComputeType::Bf16, None) => "bf16",
+            (ComputeType::F32, None) => "f32",
+        });
         let mut group = quick(criterion, &format!("experts/{name}"));
         source.0.stored_as = Some(stored_as);
         let options = ExpertOptions {
@@ -287,6 +379,8 @@ fn experts(criterion: &mut Criterion<ThreadTime>) {
 fn paged_attention(criterion: &mut Criterion<ThreadTime>) {
     let isa = Isa::detect();
     let (heads, kv_heads, head_dim, block_tokens) = (16, 4, 64, 16);
+    // The cache may be bf16; scores and sums are f32.
+    held_against("f32");
     for dtype in [ComputeType::F32, ComputeType::Bf16] {
         let mut group = quick(criterion, &format!("attention/{dtype}"));
         // A decode reads its whole context once; a prefill of 128 rows shares what it reads.
@@ -372,6 +466,10 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
     let layers = 8;
     let source = mid_mixtral(layers);
     for dtype in [ComputeType::F32, ComputeType::Bf16] {
+        held_against(match dtype {
+            ComputeType::F32 => "f32",
+            ComputeType::Bf16 => "bf16",
+        });
         let mut group = quick(criterion, &format!("attention-module/{dtype}"));
         let options = AttentionOptions {
             dtype,
@@ -424,6 +522,7 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
 
 /// Reading a stored matrix into each type, as loading a model does. Bytes are those of the stored bf16.
 fn packing(criterion: &mut Criterion<ThreadTime>) {
+    LazyLock::force(&FLOORS);
     let (n, k) = (3584, 1024);
     let stored = MatrixView {
         data: Cow::Owned(

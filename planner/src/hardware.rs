@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Dtype, PlanError};
+use crate::{Dtype, PlanError, Profile};
 
 /// Everything that can be rented, and what of its data sheets is reached.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -16,6 +16,8 @@ pub struct Hardware {
     pub efficiency: Efficiency,
     /// Transports by name.
     pub transports: BTreeMap<String, Transport>,
+    /// What was measured on a machine, if that is where the plan will run.
+    pub profile: Option<Profile>,
 }
 
 /// One type of GPU and the server it stands in. `hardware.toml` explains the figures.
@@ -33,6 +35,12 @@ pub struct Gpu {
     pub node_gpus: usize,
     pub node_link_gbs: f64,
     pub nic_gbps: f64,
+    /// GPUs there are; without it, as many as one likes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<usize>,
+    /// What of these figures is reached, where it is not the table's `[efficiency]`: what `volley profile` measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub efficiency: Option<Efficiency>,
 }
 
 /// Where a price is from.
@@ -75,6 +83,9 @@ pub struct Transport {
     pub share: f64,
     /// P99 of a hop by its median.
     pub tail: f64,
+    /// For each peer that is sent to or waited for.
+    #[serde(default)]
+    pub per_peer_us: f64,
 }
 
 impl Transport {
@@ -130,6 +141,7 @@ struct File {
     efficiency: Option<Efficiency>,
     #[serde(default)]
     transport: BTreeMap<String, Transport>,
+    profile: Option<Profile>,
 }
 
 impl Hardware {
@@ -141,6 +153,7 @@ impl Hardware {
             gpus: file.gpu,
             efficiency: file.efficiency.expect("a test looks for it"),
             transports: file.transport,
+            profile: None,
         }
     }
 
@@ -165,6 +178,7 @@ impl Hardware {
         let mut hardware = Self::embedded();
         hardware.gpus.extend(file.gpu);
         hardware.transports.extend(file.transport);
+        hardware.profile = file.profile;
         hardware.efficiency = file.efficiency.unwrap_or(hardware.efficiency);
         hardware.check(place)?;
         Ok(hardware)
@@ -180,6 +194,11 @@ impl Hardware {
             .find(|(known, _)| known.eq_ignore_ascii_case(name))
             .map(|(known, gpu)| (known.as_str(), gpu))
             .ok_or_else(|| PlanError::unknown("GPU", name, self.gpus.keys().map(String::as_str)))
+    }
+
+    /// What of a GPU's data sheet is reached.
+    pub fn efficiency_of(&self, gpu: &Gpu) -> Efficiency {
+        gpu.efficiency.unwrap_or(self.efficiency)
     }
 
     /// The transport of that name.
@@ -200,25 +219,33 @@ impl Hardware {
         for (name, gpu) in &self.gpus {
             gpu.check(&format!("{place}: gpu.{name}"))?;
         }
-        let used = &self.efficiency;
-        let section = format!("{place}: efficiency");
-        for (key, value) in [
-            ("compute", used.compute),
-            ("memory", used.memory),
-            ("node_link", used.node_link),
-            ("memory_usable", used.memory_usable),
-        ] {
-            share(&section, key, value)?;
+        self.efficiency.check(&format!("{place}: efficiency"))?;
+        if let Some(profile) = &self.profile {
+            profile.check(place)?;
         }
-        at_least(&section, "kernel_us", used.kernel_us, 0.0)?;
-        at_least(&section, "collective_us", used.collective_us, 0.0)?;
         for (name, transport) in &self.transports {
             let section = format!("{place}: transport.{name}");
             share(&section, "share", transport.share)?;
             at_least(&section, "overhead_us", transport.overhead_us, 0.0)?;
             at_least(&section, "tail", transport.tail, 1.0)?;
+            at_least(&section, "per_peer_us", transport.per_peer_us, 0.0)?;
         }
         Ok(())
+    }
+}
+
+impl Efficiency {
+    fn check(&self, section: &str) -> Result<(), PlanError> {
+        for (key, value) in [
+            ("compute", self.compute),
+            ("memory", self.memory),
+            ("node_link", self.node_link),
+            ("memory_usable", self.memory_usable),
+        ] {
+            share(section, key, value)?;
+        }
+        at_least(section, "kernel_us", self.kernel_us, 0.0)?;
+        at_least(section, "collective_us", self.collective_us, 0.0)
     }
 }
 
@@ -255,6 +282,9 @@ impl Gpu {
                 "FP8 is slower than bf16",
                 "leave it out if the GPU has no FP8 units",
             ));
+        }
+        if let Some(efficiency) = &self.efficiency {
+            efficiency.check(&format!("{section}.efficiency"))?;
         }
         if self.node_gpus > 1 && self.node_link_bytes_per_s() < self.nic_bytes_per_s() {
             return Err(PlanError::invalid(

@@ -5,16 +5,27 @@
 //! MegaScale-Infer (arXiv 2504.02263), whose equations are cited where they are used. `docs/planner.md` says what is
 //! assumed.
 
+pub mod colocated;
+pub mod cost;
+mod deployment;
 mod error;
 mod hardware;
 mod pipeline;
 mod plot;
 mod precision;
+mod profile;
+pub mod reproduce;
+mod search;
 mod shape;
 pub mod simulate;
+mod workload;
 
+pub use deployment::{Binding, Condition, Deployment, MemoryUse, Outlook, Setting};
 pub use error::PlanError;
 pub use hardware::{Efficiency, Gpu, Hardware, PriceSource, Transport};
 pub use pipeline::{Stages, simulate};
 pub use precision::{Dtype, Precision};
+pub use profile::{Fits, Line, Local, Profile};
+pub use search::{Candidate, Objective, Plan, Rates, Request, Share, judge, plan};
 pub use shape::{AttentionShape, ModelShape};
+pub use workload::Workload;

@@ -49,6 +49,20 @@ impl Stages {
         (layers - 1) as f64 * (m * slowest).max(round) + round + (m - 1.0) * slowest
     }
 
+    /// T_total where both sides compute on the same cores: a core that waits for one micro-batch's hop computes another's
+    /// attention or experts, so both sides' work adds up.
+    pub fn shared_total_s(&self, micro_batches: usize, layers: usize) -> f64 {
+        if layers == 0 || micro_batches == 0 {
+            return 0.0;
+        }
+        let (m, round, work) = (
+            micro_batches as f64,
+            self.round_s(),
+            self.attention_s + self.expert_s,
+        );
+        (layers - 1) as f64 * (m * work).max(round) + round + (m - 1.0) * work
+    }
+
     /// T_total as the paper prints it (MegaScale-Infer, eq. 5). True only where [`overlaps`](Self::overlaps).
     pub fn printed_total_s(&self, micro_batches: usize, layers: usize) -> f64 {
         self.round_s() + self.compute_s() * ((micro_batches * layers) as f64 - 1.0)

@@ -71,13 +71,24 @@ pub enum AttentionShape {
 impl AttentionShape {
     /// Weights of a layer's projections.
     pub fn weights(&self, hidden: usize) -> f64 {
-        let hidden = hidden as f64;
+        self.projections(hidden)
+            .iter()
+            .map(|(_, weights)| weights)
+            .sum()
+    }
+
+    /// The products of a layer's attention with the rows, in order, and the weights of each.
+    pub fn projections(&self, hidden: usize) -> Vec<(&'static str, f64)> {
+        let matrix = |rows: usize, columns: usize| rows as f64 * columns as f64;
         match *self {
             AttentionShape::Grouped {
                 heads,
                 kv_heads,
                 head_dim,
-            } => hidden * (2 * (heads + kv_heads) * head_dim) as f64,
+            } => vec![
+                ("QKV", matrix(hidden, (heads + 2 * kv_heads) * head_dim)),
+                ("output", matrix(heads * head_dim, hidden)),
+            ],
             AttentionShape::Latent {
                 heads,
                 q_rank,
@@ -85,11 +96,13 @@ impl AttentionShape {
                 rope_dim,
                 nope_dim,
                 value_dim,
-            } => {
-                hidden * (q_rank + kv_rank + rope_dim + heads * value_dim) as f64
-                    + (q_rank * heads * (nope_dim + rope_dim)) as f64
-                    + (kv_rank * heads * (nope_dim + value_dim)) as f64
-            }
+            } => vec![
+                ("down to ranks", matrix(hidden, q_rank + kv_rank + rope_dim)),
+                ("queries", matrix(q_rank, heads * (nope_dim + rope_dim))),
+                ("keys absorbed", matrix(kv_rank, heads * nope_dim)),
+                ("values", matrix(kv_rank, heads * value_dim)),
+                ("output", matrix(heads * value_dim, hidden)),
+            ],
         }
     }
 
@@ -259,6 +272,15 @@ impl ModelShape {
         let folder = file.parent().and_then(Path::file_name);
         let name = folder.map_or(place.clone(), |name| name.to_string_lossy().into_owned());
         Self::from_spec(name, &spec, &place)
+    }
+
+    /// The shape of a model that has been opened.
+    ///
+    /// # Errors
+    /// It has no layer with experts.
+    pub fn of_spec(name: String, spec: &ModelSpec) -> Result<Self, PlanError> {
+        let place = name.clone();
+        Self::from_spec(name, spec, &place)
     }
 
     fn from_spec(name: String, spec: &ModelSpec, place: &str) -> Result<Self, PlanError> {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde_json::json;
 use time::OffsetDateTime;
+use volley_transports::WorkerId;
 use volley_transports::quic::{
     CertificateAuthority, Details, IdentityError, IssuedCertificate, NodeRole, details,
     revoked_serials,
@@ -32,6 +33,12 @@ pub struct CertsArgs {
     /// A member that may only be a worker; may be repeated
     #[arg(long, value_name = "NAME")]
     worker: Vec<String>,
+    /// A worker that may be this one only, as in `expert-3`; may be repeated
+    #[arg(long, value_name = "WORKER")]
+    seat: Vec<WorkerId>,
+    /// A member that may only be a scheduler (`volley scheduler`); may be repeated
+    #[arg(long, value_name = "NAME")]
+    scheduler: Vec<String>,
     /// A member that may be the controller (`volley serve`); may be repeated
     #[arg(long, value_name = "NAME")]
     controller: Vec<String>,
@@ -53,12 +60,14 @@ pub struct CertsArgs {
 }
 
 const AFTER_HELP: &str = "\
-Without --worker and --controller it makes one of each, called `worker` and `controller`. All workers may share one.
+Without names it makes one of each role, called `controller`, `worker` and `scheduler`. All workers may share one; the holder of such a one may be any worker.
+With --seat each worker gets its own, which is good for its index and no other.
 
   volley certs --out certs
   volley serve  --isolate host --certificates certs/controller ...
   volley worker expert --index 0 --certificates certs/worker ...
 
+  volley certs --out certs --controller head --seat attention-0 --seat expert-0 --seat expert-1
   volley certs --out certs --list               who there is, and when each certificate ends
   volley certs --out certs --renew              new certificates for all; copy each directory to where it is used
   volley certs --out certs --revoke gpu-7       copy revoked.pem to all members: they refuse gpu-7 from then on
@@ -103,21 +112,31 @@ pub fn run(args: CertsArgs) -> Result<(), Failure> {
         .into_iter()
         .map(|n| (NodeRole::Controller, n));
     let workers = args.worker.into_iter().map(|n| (NodeRole::Worker, n));
-    let mut named: Vec<(NodeRole, String)> = controllers.chain(workers).collect();
+    let schedulers = args.scheduler.into_iter();
+    let schedulers = schedulers.map(|n| (NodeRole::Scheduler, n));
+    let members_named = controllers.chain(workers).chain(schedulers);
+    let seats = args.seat.into_iter();
+    let seats = seats.map(|seat| (NodeRole::Worker, Some(seat), seat.to_string()));
+    let mut named: Vec<(NodeRole, Option<WorkerId>, String)> = members_named
+        .map(|(role, name)| (role, None, name))
+        .chain(seats)
+        .collect();
     if named.is_empty() {
         named = match args.renew {
             true => members(&args.out)?
                 .into_iter()
-                .map(|(folder, member)| (member.role, folder))
+                .map(|(folder, member)| (member.role, member.seat, folder))
                 .collect(),
-            false => [NodeRole::Controller, NodeRole::Worker]
-                .map(|role| (role, role.to_string()))
+            false => [NodeRole::Controller, NodeRole::Worker, NodeRole::Scheduler]
+                .map(|role| (role, None, role.to_string()))
                 .into(),
         };
     }
     let validity = Duration::from_secs(86_400 * u64::from(args.days));
-    for (role, name) in named {
-        make(&args.out, &authority, role, &name, validity, args.renew)?;
+    for (role, seat, name) in named {
+        make(
+            &args.out, &authority, role, seat, &name, validity, args.renew,
+        )?;
     }
     Ok(())
 }
@@ -127,6 +146,7 @@ fn make(
     out: &Path,
     authority: &CertificateAuthority,
     role: NodeRole,
+    mut seat: Option<WorkerId>,
     name: &str,
     validity: Duration,
     renew: bool,
@@ -141,13 +161,19 @@ fn make(
                 known.role
             )));
         }
+        // A certificate of one seat does not become one of any.
+        seat = known.seat;
     } else if folder.exists() {
         return Err(Failure::new(format!(
             "{} is there already; --renew makes a new certificate for it, or choose another name",
             folder.display()
         )));
     }
-    let issued = authority.issue(role, name, validity).map_err(bad)?;
+    let issued = match seat {
+        Some(seat) => authority.issue_seat(seat, name, validity),
+        None => authority.issue(role, name, validity),
+    };
+    let issued = issued.map_err(bad)?;
     write_member(&folder, authority.certificate_pem(), &issued)?;
     if let Some(list) = revocations(out)? {
         write(&folder.join("revoked.pem"), &list, 0o644)?;

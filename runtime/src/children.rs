@@ -15,7 +15,7 @@ use volley_models::ModelSpec;
 use volley_transports::quic::{CertificateAuthority, NodeRole, QuicNode};
 use volley_transports::{Role, WorkerId};
 
-use crate::config::Settings;
+use crate::config::{MembershipBackend, Settings};
 use crate::failure::Failure;
 use crate::{certs, network};
 
@@ -77,6 +77,7 @@ impl Children {
         theirs.network.controller = node.local_addr().to_string();
         theirs.network.listen = Some("127.0.0.1:0".to_owned());
         theirs.network.certificates = Some(certificates);
+        theirs.membership.backend = MembershipBackend::Static;
         let workers = usize::from(settings.cluster.attention_workers)
             + usize::from(settings.cluster.expert_workers);
         theirs.cluster.threads = (settings.cluster.threads / workers).max(1);

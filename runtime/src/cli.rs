@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::{bench, certs, doctor, generate, serve, simulate, trace, validate, vet, worker};
+use crate::{
+    bench, certs, doctor, drain, generate, plan, profile, reproduce, scheduler, serve, simulate,
+    trace, validate, vet, worker,
+};
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
@@ -30,10 +33,14 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run one attention or expert worker that joins a server
     Worker(worker::WorkerArgs),
+    /// Run a scheduler that offers itself to a server, or stands by
+    Scheduler(scheduler::SchedulerArgs),
     /// Make certificates for the processes of a cluster
     Certs(certs::CertsArgs),
     /// Check this host, and the way to the controller
     Doctor(doctor::DoctorArgs),
+    /// Move a worker's work elsewhere, so that it can be stopped
+    Drain(drain::DrainArgs),
     /// Generate text in the terminal
     Generate(generate::GenerateArgs),
     /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL
@@ -42,6 +49,12 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Record a timeline of attention and experts at work, and say what it shows
     Trace(trace::TraceArgs),
+    /// Plan a deployment: GPUs, workers, batch, and what they will deliver
+    Plan(Box<plan::PlanArgs>),
+    /// Measure this machine for the planner, and check what it foretells
+    Profile(Box<profile::ProfileArgs>),
+    /// Compute the MegaScale-Infer paper's evaluation from first principles
+    Reproduce(reproduce::ReproduceArgs),
     /// Serve a trace on a planned deployment in virtual time
     Simulate(simulate::SimulateArgs),
     /// Find RDMA workloads that a subsystem handles badly, and keep clear of them
@@ -53,12 +66,17 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Worker(args) => worker::run(args),
+        Command::Scheduler(args) => scheduler::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Trace(args) => trace::run(args),
+        Command::Plan(args) => plan::run(*args),
+        Command::Profile(args) => profile::run(*args),
+        Command::Reproduce(args) => reproduce::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Vet(args) => vet::run(args),
     };

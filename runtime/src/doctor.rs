@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use serde_json::{Value, json};
 use volley_models::Isa;
 use volley_models::kernels::InstructionSet;
 use volley_transports::quic::{Identity, NodeRole, QuicNode};
@@ -15,7 +16,7 @@ use crate::certificate::{self, Validity};
 use crate::config::{ByteSize, Settings};
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Serving};
-use crate::{launch, memory, network};
+use crate::{inspection, launch, memory, network};
 
 /// Check this host, and the way to the controller.
 #[derive(Debug, Args)]
@@ -24,6 +25,15 @@ pub struct DoctorArgs {
     /// Also call the controller (network.controller), as a worker would
     #[arg(long)]
     call: bool,
+    /// Take the controller's place and have all workers try the ways between them; FILE is the cluster's volley.toml
+    #[arg(long, value_name = "FILE", conflicts_with = "call")]
+    cluster: Option<PathBuf>,
+    /// With --cluster: wait so many seconds for workers to call
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    wait: f64,
+    /// One JSON object on standard output instead of lines
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     config: ConfigFlags<Serving>,
 }
@@ -31,6 +41,10 @@ pub struct DoctorArgs {
 const AFTER_HELP: &str = "\
   volley doctor                                                     this host
   volley doctor --call --controller HOST:7600 --certificates certs/worker
+  volley doctor --cluster volley.toml --certificates certs/controller
+
+--cluster is for before the first `volley serve`, and for when it does not come up: start the workers, and the doctor in the place of the server. Each attention worker tries
+the way to each expert worker; what fails is named with its cause (no route, nobody listens, UDP blocked, wrong certificate, ...) and remedy.
 
 Exit code 1 if something keeps Volley from running; what only costs speed is a warning.";
 
@@ -50,9 +64,9 @@ enum Verdict {
 #[derive(Debug, PartialEq, Eq)]
 struct Finding {
     verdict: Verdict,
-    what: &'static str,
+    what: String,
     found: String,
-    remedy: &'static str,
+    remedy: String,
 }
 
 impl fmt::Display for Finding {
@@ -70,18 +84,12 @@ impl fmt::Display for Finding {
     }
 }
 
-fn finding(
-    good: bool,
-    or: Verdict,
-    what: &'static str,
-    found: String,
-    remedy: &'static str,
-) -> Finding {
+fn finding(good: bool, or: Verdict, what: &str, found: String, remedy: &str) -> Finding {
     Finding {
         verdict: if good { Verdict::Good } else { or },
-        what,
+        what: what.to_owned(),
         found,
-        remedy,
+        remedy: remedy.to_owned(),
     }
 }
 
@@ -90,7 +98,8 @@ fn finding(
 /// # Errors
 /// When something keeps Volley from running.
 pub fn run(args: DoctorArgs) -> Result<(), Failure> {
-    let raw = args.config.load()?;
+    let raw = args.config.with_file(args.cluster.clone()).load()?;
+    let mut cluster = Value::Null;
     let mut findings = host(Path::new("/"));
     findings.extend(rdma(Path::new("/")));
     findings.extend(raw.certificates().map(certificate));
@@ -105,8 +114,32 @@ pub fn run(args: DoctorArgs) -> Result<(), Failure> {
         )?;
         findings.push(call(&settings));
     }
-    for finding in &findings {
-        println!("{finding}");
+    if args.cluster.is_some() {
+        let wait = Duration::from_secs_f64(args.wait.clamp(0.0, 3600.0));
+        let (remarks, found) = inspection::run(&raw, wait)?;
+        cluster = found;
+        findings.extend(remarks.into_iter().map(|remark| Finding {
+            verdict: match (remark.bad, &remark.remedy) {
+                (true, _) => Verdict::Bad,
+                (false, Some(_)) => Verdict::Slow,
+                (false, None) => Verdict::Good,
+            },
+            what: remark.what,
+            found: remark.found,
+            remedy: remark.remedy.unwrap_or_default(),
+        }));
+    }
+    if args.json {
+        let list = findings.iter().map(|finding| {
+            let verdict = format!("{:?}", finding.verdict).to_lowercase();
+            json!({"what": finding.what, "verdict": verdict, "found": finding.found, "remedy": finding.remedy})
+        });
+        println!(
+            "{}",
+            json!({"findings": list.collect::<Vec<_>>(), "cluster": cluster})
+        );
+    } else {
+        findings.iter().for_each(|finding| println!("{finding}"));
     }
     match findings
         .iter()
@@ -138,9 +171,9 @@ fn certificate(folder: &Path) -> Finding {
     };
     Finding {
         verdict,
-        what: "certificate",
+        what: "certificate".to_owned(),
         found,
-        remedy: certificate::REMEDY,
+        remedy: certificate::REMEDY.to_owned(),
     }
 }
 
@@ -220,6 +253,26 @@ fn host(root: &Path) -> Vec<Finding> {
     });
     let mtus: Vec<String> = mtus.collect();
     findings.push(finding(true, Verdict::Slow, "MTU", listed(&mtus), ""));
+    let cards = links.iter().filter(|link| *link != "lo").map(|link| {
+        let read = |name: &str| {
+            read(&format!("sys/class/net/{link}/{name}"))
+                .trim()
+                .to_owned()
+        };
+        match read("speed").parse::<u32>() {
+            Ok(speed) => format!("{link} {} at {speed} Mb/s", read("operstate")),
+            // Bridges and virtual links have no speed.
+            Err(_) => format!("{link} {}", read("operstate")),
+        }
+    });
+    let cards: Vec<String> = cards.collect();
+    findings.push(finding(
+        !cards.is_empty(),
+        Verdict::Slow,
+        "network cards",
+        format!("{}; RDMA: {}", listed(&cards), listed(&devices)),
+        "without a network card this host can only be a cluster of its own",
+    ));
     let gpus = names(&root.join("proc/driver/nvidia/gpus"));
     findings.push(finding(
         true,
@@ -508,7 +561,7 @@ mod tests {
             "17\n",
         );
         let guards = congestion(root.path(), "mlx5_0", "eth0");
-        let what: Vec<_> = guards.iter().map(|f| (f.what, f.verdict)).collect();
+        let what: Vec<_> = guards.iter().map(|f| (&*f.what, f.verdict)).collect();
         assert_eq!(
             what,
             [("ECN (DCQCN)", Verdict::Slow), ("RDMA loss", Verdict::Slow)]

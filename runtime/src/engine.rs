@@ -7,6 +7,7 @@ use volley_actors::{Client, Cluster};
 use volley_models::{ChatTemplate, GenerationDefaults, ModelSpec, Tokenizer};
 
 use crate::children::{self, Family};
+use crate::launch::ControllerOffice;
 
 /// Everything that answers requests, shared by the HTTP handlers and the command line.
 pub struct Engine {
@@ -30,6 +31,8 @@ pub struct Engine {
     pub cluster: Arc<Cluster>,
     /// Workers in processes of their own that this process has started.
     pub children: Arc<Family>,
+    /// With workers on other hosts: the right to be their controller.
+    pub office: Option<ControllerOffice>,
 }
 
 impl Engine {

@@ -32,8 +32,24 @@ pub struct Serving;
 
 impl Sections for Serving {
     const SECTIONS: &'static [&'static str] = &[
-        "model", "cluster", "limits", "network", "server", "log", "trace",
+        "model",
+        "cluster",
+        "limits",
+        "network",
+        "membership",
+        "server",
+        "log",
+        "trace",
     ];
+    const LOG_LEVEL: &'static str = "info";
+}
+
+/// For processes of a cluster that hold no model.
+#[derive(Debug, Clone)]
+pub struct Joining;
+
+impl Sections for Joining {
+    const SECTIONS: &'static [&'static str] = &["network", "membership", "log"];
     const LOG_LEVEL: &'static str = "info";
 }
 
@@ -57,6 +73,12 @@ impl<S: Sections> ConfigFlags<S> {
     /// With all that is wrong in them.
     pub fn load(&self) -> Result<Raw, ConfigError> {
         Raw::load(self.file.as_deref(), environment(), &self.values)
+    }
+
+    /// Reads this file, if one is given, instead of that of `--config`.
+    pub fn with_file(mut self, file: Option<PathBuf>) -> Self {
+        self.file = file.or(self.file);
+        self
     }
 
     /// Sets the default of this command for a key, where it differs from the table's.

@@ -11,6 +11,7 @@ use crate::children::{Children, Family};
 use crate::config::{ByteSize, Demand, Isolate, Raw, Settings};
 use crate::engine::Engine;
 use crate::failure::Failure;
+use crate::membership::{self, Member, Membership, Office, Term};
 use crate::progress::LoadDisplay;
 use crate::{demo, fingerprint, memory, network};
 
@@ -23,6 +24,24 @@ pub struct Launch {
     pub settings: Settings,
     /// The memory it takes.
     pub memory: MemoryPlan,
+}
+
+/// A cluster that runs, and what keeps it.
+pub struct Started {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// The processes that were started for it.
+    pub children: Arc<Family>,
+    /// With workers on other hosts: the right to be their controller.
+    pub office: Option<ControllerOffice>,
+}
+
+/// The office of the controller, held for as long as this lives.
+pub struct ControllerOffice {
+    /// Where members find each other.
+    pub membership: Arc<dyn Membership>,
+    /// The term; none when another process is the controller.
+    pub term: Term,
 }
 
 /// Opens the model of a configuration.
@@ -77,15 +96,13 @@ impl Launch {
     ///
     /// # Errors
     /// When a worker cannot load.
-    pub fn start_cluster(
-        &self,
-        display: &Arc<LoadDisplay>,
-    ) -> Result<(Arc<Cluster>, Arc<Family>), Failure> {
+    pub fn start_cluster(&self, display: &Arc<LoadDisplay>) -> Result<Started, Failure> {
         let shown = Arc::clone(display);
         let progress = Arc::new(move |progress| shown.update(&progress));
         let config = self.settings.cluster.clone();
         let spec = self.model.spec();
         let mut children = None;
+        let mut office = None;
         let cluster = match self.settings.isolate {
             Isolate::Thread => Arc::new(Cluster::start(
                 config,
@@ -106,6 +123,7 @@ impl Launch {
             Isolate::Host => {
                 let network = &self.settings.network;
                 let identity = network::identity(network, NodeRole::Controller)?;
+                office = Some(self.take_office()?);
                 let node = network::bind(network::controller_listen(network)?, &identity, network)?;
                 tracing::info!(
                     "waiting at {} (UDP) for {} attention and {} expert workers",
@@ -119,7 +137,29 @@ impl Launch {
             }
         };
         display.finish();
-        Ok((cluster, Arc::new(Mutex::new(children))))
+        Ok(Started {
+            cluster,
+            children: Arc::new(Mutex::new(children)),
+            office,
+        })
+    }
+
+    /// Waits until this process may be the controller: at once, unless an election is held and another was chosen.
+    fn take_office(&self) -> Result<ControllerOffice, Failure> {
+        let address = &self.settings.network.controller;
+        let membership = membership::open(&self.settings.membership, address)?;
+        membership.announce(Member {
+            name: format!("controller-{address}"),
+            address: address.clone(),
+        });
+        let mut term = membership.campaign(Office::Controller, address);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(format!("threads cannot be started: {error}")))?;
+        let held = membership::hold(&mut term, &*membership, Office::Controller);
+        runtime.block_on(held);
+        Ok(ControllerOffice { membership, term })
     }
 
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
@@ -145,7 +185,11 @@ impl Launch {
             }) => None,
             Err(error) => return Err(error.into()),
         };
-        let (cluster, children) = self.start_cluster(display)?;
+        let Started {
+            cluster,
+            children,
+            office,
+        } = self.start_cluster(display)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Engine {
             model: self.settings.model.name,
@@ -158,6 +202,7 @@ impl Launch {
             client: cluster.client(),
             cluster,
             children,
+            office,
         })
     }
 }

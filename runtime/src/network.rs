@@ -11,6 +11,7 @@ use volley_transports::rdma::RdmaFabric;
 use crate::certificate;
 use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
+use crate::membership::Membership;
 
 /// A peer gets at least so long to be reached.
 const CONNECT_MIN: Duration = Duration::from_secs(1);
@@ -90,6 +91,24 @@ pub fn resolve(key: &str, text: &str) -> Result<SocketAddr, Failure> {
     addresses
         .next()
         .ok_or_else(|| Failure::new(format!("{key} `{text}` resolves to no address")))
+}
+
+/// Where membership says that the controller is, now.
+///
+/// # Errors
+/// It does not know, or the name does not resolve; in words, since the caller tries again.
+pub fn find_controller(membership: &dyn Membership) -> Result<SocketAddr, String> {
+    let view = membership.view();
+    match (view.controller, view.frozen) {
+        (Some(controller), _) => {
+            resolve("the controller", &controller).map_err(|error| error.to_string())
+        }
+        (None, Some(why)) => Err(format!("{} does not answer: {why}", membership.backend())),
+        (None, None) => Err(format!(
+            "{} knows of no controller yet",
+            membership.backend()
+        )),
+    }
 }
 
 fn not_an_address(key: &str, text: &str) -> Failure {

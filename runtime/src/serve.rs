@@ -108,6 +108,10 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
                 "{name}: draining; running requests have {:?} to finish, a second signal stops at once",
                 settings.server.drain_timeout
             ),
+            holder = deposed(&engine) => tracing::error!(
+                "another process is the controller ({holder}): draining; running requests have {:?} to finish, workers then join the other",
+                settings.server.drain_timeout
+            ),
             reason = given_up(&engine) => {
                 // Requests have been told. A process that can only refuse is of no use; whoever watches it shall start another.
                 return Err(Failure::new(format!("the cluster cannot go on: {reason}")));
@@ -144,6 +148,21 @@ async fn tell_waits(engine: &Engine) -> std::convert::Infallible {
             tracing::warn!("{worker}");
         }
     }
+}
+
+/// Waits until another process has become the controller, and says which. Never ends without an election.
+async fn deposed(engine: &Engine) -> String {
+    let Some(office) = &engine.office else {
+        return std::future::pending().await;
+    };
+    let mut term = office.term.clone();
+    match term.wait_for(Option::is_none).await {
+        Ok(_) => {}
+        // There is no election.
+        Err(_) => return std::future::pending().await,
+    }
+    let holder = office.membership.view().controller;
+    holder.unwrap_or_else(|| "not known which".to_owned())
 }
 
 /// Waits until the cluster gives up, and says why.

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::config::{Demand, TRACE_SPANS_AUTO};
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Offline};
-use crate::launch::Launch;
+use crate::launch::{Launch, Started};
 use crate::load::Load;
 use crate::progress::LoadDisplay;
 use crate::rally::{self, Rally};
@@ -86,7 +86,9 @@ pub fn run(args: TraceArgs) -> Result<(), Failure> {
         args.input_len,
         args.tokens
     );
-    let (cluster, children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+    let Started {
+        cluster, children, ..
+    } = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -11,9 +11,10 @@ use volley_actors::{Fingerprint, RemoteWorker};
 use volley_transports::Role;
 use volley_transports::quic::NodeRole;
 
-use crate::config::{Demand, Settings};
+use crate::config::{Demand, MembershipBackend, Settings};
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Serving};
+use crate::membership::{self, Member};
 use crate::progress::LoadDisplay;
 use crate::signals::Signals;
 use crate::{fingerprint, launch, logging, memory, network, recorder, worker_http};
@@ -95,17 +96,32 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         &identity,
         &settings.network,
     )?;
-    // A name that does not resolve now is most often misspelt; later it may well be away for a moment.
-    network::resolve("network.controller", &settings.network.controller)?;
+    if let Some(seat) = identity.seat().filter(|&seat| seat != worker) {
+        return Err(Failure::new(format!(
+            "the certificate is good for {seat} only, and this is to be {worker}; `volley certs --seat {worker}` makes one"
+        )));
+    }
+    let membership = membership::open(&settings.membership, &settings.network.controller)?;
+    if settings.membership.backend == MembershipBackend::Static {
+        // A name that does not resolve now is most often misspelt; later it may well be away for a moment.
+        network::resolve("network.controller", &settings.network.controller)?;
+    }
+    membership.announce(Member {
+        name: worker.to_string(),
+        address: node.local_addr().to_string(),
+    });
     let hash = fingerprint::of_model(raw.model_path(), settings.model.is_dummy())?;
     let fabric = network::fabric(&settings, &node)?;
     let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash)
         .and("cluster.transport", settings.transport.name());
     tracing::info!(
-        "{worker} listens at {}, {:.2} s after its start; it loads and calls {}",
+        "{worker} listens at {}, {:.2} s after its start; it loads and calls the controller ({})",
         node.local_addr(),
         started.elapsed().as_secs_f64(),
-        settings.network.controller
+        match settings.membership.backend {
+            MembershipBackend::Static => settings.network.controller.as_str(),
+            _ => membership.backend(),
+        }
     );
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -144,16 +160,13 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
     }
     // Whoever started us shows how far we are.
     let display = (!args.leash).then(LoadDisplay::new);
-    let controller = settings.network.controller.clone();
     let remote = RemoteWorker {
         worker,
         weights: model.weights(),
         fingerprint,
         node,
         fabric,
-        controller: Box::new(move || {
-            network::resolve("network.controller", &controller).map_err(|error| error.to_string())
-        }),
+        controller: Box::new(move || network::find_controller(&*membership)),
         progress: Arc::new(move |progress| {
             if let Some(display) = &display {
                 display.update(&progress);
@@ -161,6 +174,7 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
             ready.progress(&progress);
         }),
         drain: settings.server.drain_timeout,
+        began: started,
         config: settings.cluster,
     };
     let result = remote.run(async {

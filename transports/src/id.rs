@@ -54,6 +54,26 @@ impl fmt::Display for WorkerId {
     }
 }
 
+/// A text is no worker's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a worker is named by role and index, as in `attention-0` or `expert-3`")]
+pub struct WorkerNameError;
+
+impl std::str::FromStr for WorkerId {
+    type Err = WorkerNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (role, index) = text.split_once('-').ok_or(WorkerNameError)?;
+        let mut roles = [Role::Attention, Role::Expert].into_iter();
+        let role = roles.find(|of| of.to_string() == role);
+        // What is read is what is written: no sign, no leading zero.
+        let number = index.parse::<u16>().ok().filter(|n| n.to_string() == index);
+        Ok(role
+            .ok_or(WorkerNameError)?
+            .worker(number.ok_or(WorkerNameError)?))
+    }
+}
+
 /// One of the groups of sequences that take turns between attention and experts (MegaScale-Infer, section 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MicroBatch(pub u8);

@@ -31,7 +31,7 @@ pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
 pub use fabric::{Fabric, FabricError};
-pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId};
+pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId, WorkerNameError};
 pub use in_process::{InProcess, InProcessFabric};
 pub use m2n::{
     Arrival, Cause, ExchangeShape, Gather, GatherError, Groups, Merge, MergeError, Owner,

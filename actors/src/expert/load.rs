@@ -19,8 +19,16 @@ impl ExpertLoad {
     }
 
     pub(crate) fn count(&self, layer: usize, expert: u16, rows: u32) {
+        self.add(layer, expert, rows.into());
+    }
+
+    /// Rows that were computed elsewhere. What names no expert of ours is left out.
+    pub(crate) fn add(&self, layer: usize, expert: u16, rows: u64) {
+        if usize::from(expert) >= self.experts {
+            return;
+        }
         if let Some(counter) = self.rows.get(layer * self.experts + expert as usize) {
-            counter.fetch_add(u64::from(rows), Ordering::Relaxed);
+            counter.fetch_add(rows, Ordering::Relaxed);
         }
     }
 

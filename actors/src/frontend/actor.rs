@@ -4,13 +4,15 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use volley_transports::Epoch;
 
+use super::candidates::{Candidate, Candidates, Leader};
 use super::ledger::{Ledger, Limits, Output, Totals};
 use super::telemetry::{ClientTimes, FrontendMetrics};
 use crate::clock::Clock;
 use crate::protocol::{AttentionCommand, AttentionWord, Membership, SequenceId};
+use crate::remote::Planner;
 use crate::request::{Request, RequestEvent, SubmitError};
 use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
 
@@ -18,6 +20,8 @@ use crate::scheduler::{Consult, SchedulerHandle, StartScheduler};
 const TICK: Duration = Duration::from_millis(20);
 /// A scheduler that has not answered after this long is replaced.
 const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
+/// A scheduler of another process is on the way of every step: one that takes longer is replaced, which costs less than waiting for it.
+const PROCESS_DEADLINE: Duration = Duration::from_millis(500);
 /// A scheduler that dies this often within the window ends every request with an error.
 const SCHEDULER_DEATHS_MAX: usize = 10;
 /// See [`SCHEDULER_DEATHS_MAX`].
@@ -59,11 +63,21 @@ struct Link {
 struct SchedulerSlot {
     start: StartScheduler,
     handle: SchedulerHandle,
+    /// Scheduler processes that offer themselves.
+    candidates: Candidates<ProcessScheduler>,
+    /// Whose `handle` it is.
+    leader: Leader,
     asking: bool,
-    /// The last one died; a new one is started when no step is under way.
+    /// The last one died, or there is a better one: that one begins when no step is under way.
     down: bool,
     /// When the last ones died, within [`SCHEDULER_WINDOW`].
     deaths: Vec<Duration>,
+}
+
+/// A scheduler process that offers itself. Its link ends with this.
+struct ProcessScheduler {
+    handle: SchedulerHandle,
+    _presence: oneshot::Sender<()>,
 }
 
 impl Frontend {
@@ -75,6 +89,8 @@ impl Frontend {
             scheduler: SchedulerSlot {
                 handle: start(),
                 start,
+                candidates: Candidates::default(),
+                leader: Leader::Own,
                 asking: false,
                 down: false,
                 deaths: Vec::new(),
@@ -124,6 +140,8 @@ impl Frontend {
 
     fn consult(&mut self, ctx: &mut Context<Self>) {
         let slot = &mut self.scheduler;
+        // A process that is better than the one that plans takes over as soon as the steps under way have ended.
+        slot.down |= slot.candidates.best(self.clock.now()) != slot.leader;
         if slot.down && !slot.asking {
             self.ledger.absorb();
         }
@@ -141,17 +159,21 @@ impl Frontend {
             return;
         };
         slot.asking = true;
-        let answer = self.scheduler.handle.send(Consult {
+        let answer = slot.handle.send(Consult {
             event,
             now: self.clock.now(),
         });
-        let answer = tokio::time::timeout(SCHEDULER_DEADLINE, answer);
-        ctx.spawn(answer.into_actor(self).map(|answer, this, ctx| {
+        let limit = match slot.leader {
+            Leader::Own => SCHEDULER_DEADLINE,
+            Leader::Process(_) => PROCESS_DEADLINE,
+        };
+        let answer = tokio::time::timeout(limit, answer);
+        ctx.spawn(answer.into_actor(self).map(move |answer, this, ctx| {
             this.scheduler.asking = false;
             match answer {
                 Ok(Ok(plans)) => this.ledger.plans(&plans, this.clock.now()),
                 Ok(Err(_)) => this.scheduler_died("it panicked or stopped"),
-                Err(_) => this.scheduler_died("it did not answer within 5 s"),
+                Err(_) => this.scheduler_died(&format!("it did not answer within {limit:?}")),
             }
             this.advance(ctx);
         }));
@@ -161,6 +183,16 @@ impl Frontend {
         let slot = &mut self.scheduler;
         let now = self.clock.now();
         slot.down = true;
+        if let Leader::Process(id) = slot.leader {
+            let candidate = slot.candidates.get(id);
+            let name = candidate.map_or("it", |candidate| candidate.name.as_str());
+            tracing::error!(
+                "the scheduler {name} is lost ({why}); another takes over. No request is lost"
+            );
+            slot.candidates.failed(id, now);
+            self.metrics.scheduler_restarts.increment(1);
+            return;
+        }
         slot.deaths
             .retain(|&death| now.saturating_sub(death) < SCHEDULER_WINDOW);
         slot.deaths.push(now);
@@ -177,8 +209,26 @@ impl Frontend {
     }
 
     fn restart_scheduler(&mut self, ctx: &mut Context<Self>) {
-        self.scheduler.handle = (self.scheduler.start)();
-        self.scheduler.down = false;
+        let slot = &mut self.scheduler;
+        let before = slot.leader;
+        slot.leader = slot.candidates.best(self.clock.now());
+        let chosen = match slot.leader {
+            Leader::Process(id) => slot.candidates.get(id),
+            Leader::Own => None,
+        };
+        match chosen {
+            Some(candidate) => {
+                slot.handle = candidate.handle.handle.clone();
+                tracing::info!("the scheduler {} plans from now on", candidate.name);
+            }
+            None => {
+                slot.handle = (slot.start)();
+                if before != Leader::Own {
+                    tracing::info!("the controller's own scheduler plans from now on");
+                }
+            }
+        }
+        slot.down = false;
         self.ledger.introduce();
         self.advance(ctx);
     }
@@ -224,6 +274,9 @@ impl Frontend {
 impl SchedulerSlot {
     /// When one that died may be started again: at once after a first death, later and later after further ones.
     fn resume_at(&self) -> Duration {
+        if self.leader != Leader::Own {
+            return Duration::ZERO;
+        }
         let Some(&last) = self.deaths.last() else {
             return Duration::ZERO;
         };
@@ -321,6 +374,42 @@ impl Handler<AttentionWord> for Frontend {
                 }
             }
             AttentionWord::Moved { worker, epoch } => self.ledger.moved(worker, epoch),
+        }
+        self.advance(ctx);
+    }
+}
+
+/// News of a scheduler process.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) enum SchedulerNews {
+    /// It offers itself, with this number, name and term. The sender is dropped when it is not wanted any more.
+    Joined(u64, String, Option<u64>, Planner, oneshot::Sender<()>),
+    /// An election chose it, with this term, or another instead.
+    Elected(u64, Option<u64>),
+    /// Its link has ended.
+    Left(u64),
+}
+
+impl Handler<SchedulerNews> for Frontend {
+    type Result = ();
+
+    fn handle(&mut self, news: SchedulerNews, ctx: &mut Self::Context) {
+        let candidates = &mut self.scheduler.candidates;
+        match news {
+            SchedulerNews::Joined(id, name, term, planner, presence) => {
+                candidates.joined(Candidate {
+                    id,
+                    name,
+                    term,
+                    handle: ProcessScheduler {
+                        handle: planner.start().recipient(),
+                        _presence: presence,
+                    },
+                });
+            }
+            SchedulerNews::Elected(id, term) => candidates.elected(id, term),
+            SchedulerNews::Left(id) => candidates.left(id),
         }
         self.advance(ctx);
     }
@@ -431,6 +520,10 @@ pub struct Status {
     pub totals: Totals,
     /// By attention worker: sequences, free and all KV blocks.
     pub attention: Vec<AttentionStatus>,
+    /// Who plans: a scheduler process by its name; none if it is the controller's own.
+    pub scheduler: Option<String>,
+    /// Scheduler processes that stand by.
+    pub standby: Vec<String>,
 }
 
 fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -455,7 +548,15 @@ impl Handler<AskStatus> for Frontend {
 
     fn handle(&mut self, _: AskStatus, _: &mut Self::Context) -> Self::Result {
         let view = self.ledger.view();
+        let slot = &self.scheduler;
+        let names = |leads: bool| {
+            let all = slot.candidates.iter();
+            let some = all.filter(move |of| (slot.leader == Leader::Process(of.id)) == leads);
+            some.map(|candidate| candidate.name.clone())
+        };
         MessageResult(Status {
+            scheduler: names(true).next(),
+            standby: names(false).collect(),
             epoch: self.ledger.epoch().0,
             live: self.ledger.live(),
             waiting: self.ledger.waiting(),

@@ -14,7 +14,9 @@ use volley_transports::quic::{
 
 use super::Fingerprint;
 use super::message::{FromWorker, ToWorker, WireGrouping, decode, encode};
+use super::{SchedulingHints, planner};
 use crate::data_loop::Exit;
+use crate::expert::ExpertLoad;
 use crate::frontend::Frontend;
 use crate::protocol::AttentionCommand;
 use crate::supervisor::{Heard, Leaving, LoadReporter, Supervisor};
@@ -41,7 +43,9 @@ struct Actors {
     supervisor: Addr<Supervisor>,
     frontend: Addr<Frontend>,
     progress: LoadReporter,
+    load: Arc<ExpertLoad>,
     fingerprint: Arc<Fingerprint>,
+    hints: SchedulingHints,
 }
 
 impl Gate {
@@ -49,15 +53,19 @@ impl Gate {
     pub(crate) fn open(
         node: QuicNode,
         fingerprint: Fingerprint,
+        hints: SchedulingHints,
         supervisor: Addr<Supervisor>,
         frontend: Addr<Frontend>,
         progress: LoadReporter,
+        load: Arc<ExpertLoad>,
     ) -> Result<Self, GateError> {
         let actors = Actors {
             supervisor,
             frontend,
             progress,
+            load,
             fingerprint: Arc::new(fingerprint),
+            hints,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -68,7 +76,19 @@ impl Gate {
             runtime.block_on(async move {
                 let calls = async {
                     while let Some(link) = node.accept().await {
-                        tokio::spawn(actors.clone().serve(link));
+                        let actors = actors.clone();
+                        // What a caller may be stands in its certificate, and decides what it may say.
+                        match link.peer().role {
+                            NodeRole::Scheduler => {
+                                let Actors {
+                                    frontend, hints, ..
+                                } = actors;
+                                tokio::spawn(planner::serve(link, frontend, hints));
+                            }
+                            NodeRole::Worker | NodeRole::Controller => {
+                                tokio::spawn(actors.serve(link));
+                            }
+                        }
                     }
                 };
                 tokio::select! {
@@ -152,6 +172,11 @@ impl Actors {
                 fingerprint,
                 loaded,
             }) => {
+                if let Some(seat) = peer.seat.filter(|&seat| seat != worker) {
+                    return Err(format!(
+                        "its certificate is good for {seat} only, and it wants to be {worker}"
+                    ));
+                }
                 let differences = self.fingerprint.differences(&fingerprint);
                 if !differences.is_empty() {
                     let list: Vec<String> = differences.iter().map(ToString::to_string).collect();
@@ -188,6 +213,11 @@ impl Actors {
                 }
                 Ok(FromWorker::Progress(progress)) if progress.worker == worker => {
                     (self.progress.0)(progress);
+                }
+                Ok(FromWorker::Load(news)) => {
+                    for (layer, expert, rows) in news {
+                        self.load.add(layer.into(), expert, rows);
+                    }
                 }
                 Ok(FromWorker::Leaving) => self.supervisor.do_send(Leaving { worker, life }),
                 Ok(_) => return "it spoke for another worker, or said hello twice".to_owned(),

@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use volley_transports::{Epoch, Participants, Placement, WorkerId};
 
 use super::Fingerprint;
+use super::probe::Edge;
+use super::scheduler::SchedulingHints;
 use crate::grouping::Grouping;
-use crate::protocol::{AttentionCommand, AttentionWord};
+use crate::protocol::{AttentionCommand, AttentionWord, Now, SchedulerEvent, StepPlan};
 use crate::supervisor::LoadProgress;
 use crate::voice::WorkerWord;
 
@@ -26,6 +29,12 @@ pub(super) enum FromWorker {
     Word(WorkerWord),
     Attention(AttentionWord),
     Progress(LoadProgress),
+    /// Rows that its experts computed since this was last said: layer, expert, rows.
+    Load(Vec<(u16, u16, u64)>),
+    /// The answer to [`ToWorker::Time`]: time of day, since the Unix epoch.
+    Time(Duration),
+    /// The answer to [`ToWorker::Probe`].
+    Probed(Vec<Edge>),
     /// It wants to leave; it stays until it is told to stop, so that its work can go elsewhere first.
     Leaving,
 }
@@ -45,9 +54,44 @@ pub(super) enum ToWorker {
     Command(AttentionCommand),
     Adopt(Vec<u16>),
     Waits,
+    /// What time it is.
+    Time,
+    /// Try the way to these workers.
+    Probe(Vec<(WorkerId, SocketAddr)>),
     Crash,
     /// The work of a worker that leaves has gone elsewhere.
     Released,
+}
+
+/// What a scheduler process says to the controller.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum FromScheduler {
+    /// First of all.
+    Hello {
+        /// Its version: plans and events have no other.
+        volley: String,
+        name: String,
+        term: Option<u64>,
+    },
+    /// An election chose it, or another instead.
+    Elected(Option<u64>),
+    /// The answer to a [`ToScheduler::Consult`].
+    Plans { number: u64, plans: Vec<StepPlan> },
+}
+
+/// What the controller says to a scheduler process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum ToScheduler {
+    /// The answer to a good hello.
+    Welcome(SchedulingHints),
+    /// The answer to another one.
+    Refused(String),
+    /// See [`Consult`](crate::Consult).
+    Consult {
+        number: u64,
+        event: SchedulerEvent,
+        now: Now,
+    },
 }
 
 /// A [`Grouping`] with the addresses of its expert workers.
@@ -164,6 +208,8 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode::<FromWorker>(&bytes);
+            let _ = decode::<FromScheduler>(&bytes);
+            let _ = decode::<ToScheduler>(&bytes);
             if let Ok(ToWorker::Regroup(grouping)) = decode::<ToWorker>(&bytes) {
                 let _ = grouping.grouping();
             }

@@ -1,5 +1,6 @@
 //! A worker in a process of its own: loads, calls the controller, serves, and calls again whenever the link breaks.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use volley_models::{Crew, WeightSource};
 use volley_transports::quic::{ControlReceiver, ControlSender, NodeRole, QuicNode};
-use volley_transports::{Endpoint, Fabric, Topology, WorkerId};
+use volley_transports::{Endpoint, Fabric, Role, Topology, WorkerId};
 
 use super::Fingerprint;
 use super::message::{FromWorker, ToWorker, decode, encode};
+use super::probe::edge;
+use super::redial::Redial;
 use crate::clock::Clock;
 use crate::cluster_config::ClusterConfig;
 use crate::cluster_error::ClusterError;
@@ -20,19 +23,16 @@ use crate::data_loop::Exit;
 use crate::expert::ExpertLoad;
 use crate::metered::Metered;
 use crate::protocol::AttentionWord;
+use crate::startup::{Startup, mark};
 use crate::supervisor::{LoadProgress, LoadReporter};
 use crate::timeline::Timeline;
 use crate::voice::{Ear, WorkerWord};
 use crate::worker::{Blueprint, Lanes, Order, StopWorker, Worker};
 
-/// Pause before the controller is called again; doubles up to [`REDIAL_MAX`].
-const REDIAL: Duration = Duration::from_millis(50);
-/// See [`REDIAL`].
-const REDIAL_MAX: Duration = Duration::from_secs(1);
+/// How often the controller is told which experts computed how many rows.
+const LOAD_EVERY: Duration = Duration::from_secs(1);
 /// The controller has this long to answer a hello.
 const WELCOME_DEADLINE: Duration = Duration::from_secs(5);
-/// How often it is said that the controller cannot be reached.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What a worker of another process is made of.
 pub struct RemoteWorker {
@@ -54,6 +54,8 @@ pub struct RemoteWorker {
     pub progress: Arc<dyn Fn(LoadProgress) + Send + Sync>,
     /// How long work may take to go elsewhere when the worker is to leave.
     pub drain: Duration,
+    /// When its process began.
+    pub began: std::time::Instant,
 }
 
 /// Why a worker ended.
@@ -120,10 +122,15 @@ impl RemoteWorker {
             .map_err(ClusterError::from)?;
         let (words, heard) = mpsc::unbounded_channel();
         let progress = Arc::clone(&self.progress);
-        let told = words.clone();
+        let (told, answers) = (words.clone(), words.clone());
         let progress = move |update| {
             progress(update);
             let _ = told.send(FromWorker::Progress(update));
+        };
+        let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
+        let startup = Startup {
+            opened: Some(self.began.elapsed()),
+            ..Startup::default()
         };
         let crew = Crew::new(self.config.threads, 1).map_err(ClusterError::Control)?;
         let blueprint = Blueprint {
@@ -135,7 +142,7 @@ impl RemoteWorker {
             crew,
             clock: Clock::start(),
             timeline: Timeline::new(std::iter::once(self.worker), 0),
-            load: Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts)),
+            load: Arc::clone(&load),
             progress: LoadReporter(Arc::new(progress)),
             weights: Arc::clone(&self.weights),
             config: self.config.clone(),
@@ -151,6 +158,10 @@ impl RemoteWorker {
                 topology,
                 addr: addr.clone(),
                 heard,
+                answers,
+                startup,
+                load,
+                told: BTreeMap::new(),
                 holds: None,
                 leaving: None,
             };
@@ -171,6 +182,13 @@ struct Serving {
     topology: Topology,
     addr: Addr<Worker>,
     heard: mpsc::UnboundedReceiver<FromWorker>,
+    startup: Startup,
+    /// Rows that its experts have computed.
+    load: Arc<ExpertLoad>,
+    /// How many of them the controller knows of, by layer and expert.
+    told: BTreeMap<(u16, u16), u64>,
+    /// Where answers go that take a while.
+    answers: mpsc::UnboundedSender<FromWorker>,
     /// The experts it holds, when it has loaded.
     holds: Option<Vec<u16>>,
     /// Since when it wants to leave.
@@ -183,8 +201,7 @@ impl Serving {
         leave: impl Future<Output = ()> + 'static,
     ) -> Result<(), RemoteWorkerError> {
         let mut leave = Box::pin(leave);
-        let mut pause = REDIAL;
-        let mut complained: Option<Instant> = None;
+        let mut redial = Redial::new();
         loop {
             // Words that come meanwhile wait, but for the one that ends everything, which is looked for below.
             let called = tokio::select! {
@@ -197,7 +214,8 @@ impl Serving {
                         "{} has joined the controller at {controller}",
                         self.this.worker
                     );
-                    (pause, complained) = (REDIAL, None);
+                    redial.reached();
+                    self.mark(|startup| &mut startup.joined);
                     match self.with_link(sender, receiver, &mut leave).await? {
                         LinkEnd::Released => return Ok(()),
                         LinkEnd::Broken(reason) if self.leaving.is_some() => {
@@ -215,23 +233,16 @@ impl Serving {
                 }
                 Err(CallError::Refused(error)) => return Err(error),
                 Err(CallError::Later(reason)) => {
-                    if complained.is_none_or(|when| when.elapsed() > COMPLAIN_EVERY) {
+                    if redial.complains() {
                         tracing::warn!("{}: {reason}; calling again", self.this.worker);
-                        complained = Some(Instant::now());
                     }
                 }
             }
             self.note_all()?;
-            // Jitter, so that a hundred workers do not call in step; the time of day is random enough.
-            let nanos = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |now| now.subsec_nanos());
-            let jitter = pause.mul_f64(f64::from(nanos % 1000) / 2000.0);
             tokio::select! {
-                () = sleep(pause + jitter) => {}
+                () = sleep(redial.next_pause()) => {}
                 () = &mut leave => return Ok(()),
             }
-            pause = (pause * 2).min(REDIAL_MAX);
         }
     }
 
@@ -283,6 +294,8 @@ impl Serving {
         leave: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<LinkEnd, RemoteWorkerError> {
         let broken = |reason: String| Ok(LinkEnd::Broken(reason));
+        let mut tell = tokio::time::interval(LOAD_EVERY);
+        self.tell_startup();
         loop {
             let patience = self.leaving.map_or(Duration::MAX, |since| {
                 self.this.drain.saturating_sub(since.elapsed())
@@ -310,6 +323,14 @@ impl Serving {
                         Err(error) => return broken(format!("a message cannot be read: {error}")),
                     }
                 }
+                _ = tell.tick() => {
+                    let news = self.load_news();
+                    if !news.is_empty()
+                        && let Err(error) = sender.send(&encode(&FromWorker::Load(news))).await
+                    {
+                        return broken(error.to_string());
+                    }
+                }
                 () = &mut *leave, if self.leaving.is_none() => {
                     tracing::info!("{} leaves; its work goes elsewhere first", self.this.worker);
                     self.leaving = Some(Instant::now());
@@ -335,9 +356,33 @@ impl Serving {
                 let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(endpoint));
                 let order = Order::Regroup(grouping, Lanes::Here(endpoint));
                 self.addr.do_send(order);
+                if self.mark(|startup| &mut startup.first_epoch) {
+                    if self.this.worker.role == Role::Expert {
+                        self.mark(|startup| &mut startup.ready);
+                    }
+                    self.tell_startup();
+                }
             }
             ToWorker::Command(command) => self.addr.do_send(command),
             ToWorker::Adopt(experts) => self.addr.do_send(Order::Adopt(experts)),
+            ToWorker::Time => {
+                let _ = self.answers.send(FromWorker::Time(super::inspect::now()));
+            }
+            ToWorker::Probe(peers) => {
+                let (node, me) = (self.this.node.clone(), self.this.worker);
+                let answers = self.answers.clone();
+                actix_rt::spawn(async move {
+                    let tried = peers.into_iter().map(|(peer, address)| {
+                        let node = node.clone();
+                        actix_rt::spawn(async move { edge(&node, me, peer, address).await })
+                    });
+                    let mut edges = Vec::new();
+                    for tried in tried.collect::<Vec<_>>() {
+                        edges.extend(tried.await);
+                    }
+                    let _ = answers.send(FromWorker::Probed(edges));
+                });
+            }
             ToWorker::Waits => self.addr.do_send(Order::Waits),
             ToWorker::Crash => self.addr.do_send(Order::Crash),
             ToWorker::Welcome | ToWorker::Refused { .. } | ToWorker::Released => {}
@@ -355,13 +400,55 @@ impl Serving {
 
     fn note(&mut self, word: FromWorker) -> Result<(), RemoteWorkerError> {
         match word {
-            FromWorker::Word(WorkerWord::Loaded(holds)) => self.holds = Some(holds),
+            FromWorker::Word(WorkerWord::Loaded(holds)) => {
+                self.holds = Some(holds);
+                if self.mark(|startup| &mut startup.loaded) {
+                    self.tell_startup();
+                }
+            }
+            FromWorker::Attention(AttentionWord::Moved { .. })
+                if self.mark(|startup| &mut startup.ready) =>
+            {
+                self.tell_startup();
+            }
             FromWorker::Word(WorkerWord::Ended(Exit::Failed(reason) | Exit::NotLoaded(reason))) => {
                 return Err(self.failed(reason));
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Notes that a point of the start was reached; false if it was before.
+    fn mark(&mut self, of: impl Fn(&mut Startup) -> &mut Option<Duration>) -> bool {
+        let at = of(&mut self.startup);
+        let first = at.is_none();
+        mark(at, self.this.began.elapsed());
+        first
+    }
+
+    /// Tells the controller how the start goes, and the log when it is over.
+    fn tell_startup(&self) {
+        if self.startup.ready.is_some() {
+            tracing::info!("{}: {}", self.this.worker, self.startup);
+        }
+        let word = WorkerWord::Startup(self.startup);
+        let _ = self.answers.send(FromWorker::Word(word));
+    }
+
+    /// Rows computed since the controller was last told: layer, expert, rows.
+    fn load_news(&mut self) -> Vec<(u16, u16, u64)> {
+        let mut news = Vec::new();
+        for (layer, experts) in (0u16..).zip(self.load.rows()) {
+            for (expert, rows) in (0u16..).zip(experts) {
+                let told = self.told.entry((layer, expert)).or_default();
+                if rows > *told {
+                    news.push((layer, expert, rows - *told));
+                    *told = rows;
+                }
+            }
+        }
+        news
     }
 
     fn failed(&self, reason: String) -> RemoteWorkerError {

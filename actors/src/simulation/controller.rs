@@ -151,7 +151,9 @@ impl Controller {
                 self.deeds
                     .push(Deed::Consider(ACCUSED_GRACE, peer, epoch, reason));
             }
-            Up::Word(WorkerWord::Waits(_) | WorkerWord::Ended(Exit::Stopped)) => {}
+            Up::Word(
+                WorkerWord::Waits(_) | WorkerWord::Startup(_) | WorkerWord::Ended(Exit::Stopped),
+            ) => {}
             Up::Word(WorkerWord::Ended(exit)) => self.lose(worker, &format!("{exit:?}")),
             Up::Leaving => {
                 self.note(|| format!("{worker} wants to leave"));

@@ -119,8 +119,14 @@ struct Region {
 
 impl Region {
     fn new(bytes: usize, crew: &mut Member) -> Self {
-        let bytes = bytes.max(BLOCK_ALIGN_BYTES);
+        let bytes = bytes
+            .next_multiple_of(BLOCK_ALIGN_BYTES)
+            .max(BLOCK_ALIGN_BYTES);
         let huge = bytes >= HUGE_PAGE_BYTES;
+        #[cfg(all(test, unix))]
+        if !huge {
+            return Self::before_a_guard_page(bytes);
+        }
         // A mapping of our own rather than the allocator's memory: the system zeroes it, and nobody has touched it before huge pages are asked for.
         let slack = if huge { HUGE_PAGE_BYTES } else { 0 };
         let mut map = MmapMut::map_anon(bytes + slack)
@@ -140,6 +146,28 @@ impl Region {
             }
         });
         let first = NonNull::from(place).cast();
+        Region {
+            first,
+            bytes,
+            _map: map,
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+impl Region {
+    /// A region that ends where a page begins that may not be touched: what reads beyond weights ends the test.
+    fn before_a_guard_page(bytes: usize) -> Self {
+        // SAFETY: a question.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let end = bytes.next_multiple_of(page);
+        let mut map = MmapMut::map_anon(end + page).expect("memory for a test");
+        // SAFETY: the page is the mapping's last, and nothing points into it.
+        unsafe {
+            let guard = map.as_mut_ptr().add(end).cast();
+            assert_eq!(libc::mprotect(guard, page, libc::PROT_NONE), 0);
+        }
+        let first = NonNull::from(&mut map[end - bytes..end]).cast();
         Region {
             first,
             bytes,

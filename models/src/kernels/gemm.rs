@@ -635,7 +635,7 @@ mod tests {
             let results: Vec<Vec<f32>> = Isa::available()
                 .filter(|isa| match isa.instruction_set().name() {
                     "portable" => false,
-                    "avx512-bf16" => kind != WeightType::Bf16,
+                    "avx512-bf16" | "neon-bf16" => kind != WeightType::Bf16,
                     _ => true,
                 })
                 .map(|isa| {

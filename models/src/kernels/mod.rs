@@ -3,18 +3,19 @@
 //! [`Isa`] is chosen once, at start-up, and holding one proves that the processor has it. A kernel is a struct that
 //! implements `simd::Kernel`: its `run` is generic over `simd::Simd`, and `Isa::run` enters it
 //! through a function compiled for that instruction set. So there is one text of each operation, and the
-//! files `portable.rs`, `avx2.rs` and `avx512.rs` hold nothing but lanes.
+//! files `portable.rs`, `avx2.rs`, `avx512.rs` and `neon.rs` hold nothing but lanes.
 //!
 //! # What a kernel promises
 //! * A row of a result depends on nothing but its own inputs: not on the rows beside it, the height of the tile
 //!   it was computed in, the panels a call was asked for, or the place of a value in its vector.
 //! * Every sum has one order. A product's sum over `k` is one chain in ascending `k`; a reduction over a vector adds
 //!   lane `i` of every sixteen, then halves: 8, 4, 2, 1.
-//! * [`InstructionSet::Avx2Fma`], [`InstructionSet::Avx512`] and [`InstructionSet::Avx512Vnni`] give the same bits.
-//!   `Portable` rounds every product (it has no fused multiply-add) and `Avx512Bf16` sums products of bf16 in pairs; these two
-//!   differ from the others in the last bits. A cluster that wants equal answers runs one of them everywhere.
+//! * [`InstructionSet::Avx2Fma`], [`InstructionSet::Avx512`], [`InstructionSet::Avx512Vnni`], [`InstructionSet::Neon`] and
+//!   [`InstructionSet::NeonDot`] compute the same sums. `Portable` rounds every product (it has no fused multiply-add), and
+//!   `Avx512Bf16` and `NeonBf16` sum products of bf16 in pairs, each in its own way; these three differ from the others in the last
+//!   bits. A cluster that wants equal answers runs one of them everywhere.
 //! * Products of quantised weights are sums of integers, exact everywhere, and one multiplication in f32 for every group
-//!   (`quantize.rs`): there `Avx512Bf16` agrees with the other three.
+//!   (`quantize.rs`): there all agree but `Portable`.
 
 #![allow(unsafe_code)]
 
@@ -25,9 +26,13 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(test, unix))]
+mod bounds;
 mod convert;
 mod gate;
 mod gemm;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norm;
 mod pack;
 mod portable;
@@ -51,6 +56,9 @@ pub use rope::RopeTable;
 pub use rows::{PackedGroup, PackedRows, Rows};
 pub(crate) use simd::bf16_bits;
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
+
 use simd::Kernel;
 
 /// The instruction sets Volley has kernels for, from the poorest to the richest.
@@ -68,16 +76,25 @@ pub enum InstructionSet {
     Avx512Vnni,
     /// AVX-512 with products of bytes and of bf16.
     Avx512Bf16,
+    /// NEON, which every 64-bit ARM processor has.
+    Neon,
+    /// NEON with products of bytes (`dotprod`).
+    NeonDot,
+    /// NEON with products of bytes and of bf16 (`dotprod`, `i8mm` and `bf16`).
+    NeonBf16,
 }
 
 impl InstructionSet {
-    /// All of them, from the poorest to the richest.
-    pub const ALL: [InstructionSet; 5] = [
+    /// All of them, those of one architecture from the poorest to the richest.
+    pub const ALL: [InstructionSet; 8] = [
         InstructionSet::Portable,
         InstructionSet::Avx2Fma,
         InstructionSet::Avx512,
         InstructionSet::Avx512Vnni,
         InstructionSet::Avx512Bf16,
+        InstructionSet::Neon,
+        InstructionSet::NeonDot,
+        InstructionSet::NeonBf16,
     ];
 
     /// The name that configuration and logs use.
@@ -88,6 +105,9 @@ impl InstructionSet {
             InstructionSet::Avx512 => "avx512",
             InstructionSet::Avx512Vnni => "avx512-vnni",
             InstructionSet::Avx512Bf16 => "avx512-bf16",
+            InstructionSet::Neon => "neon",
+            InstructionSet::NeonDot => "neon-dot",
+            InstructionSet::NeonBf16 => "neon-bf16",
         }
     }
 
@@ -116,7 +136,18 @@ impl InstructionSet {
             InstructionSet::Avx512Bf16 => {
                 InstructionSet::Avx512Vnni.present() && is_x86_feature_detected!("avx512bf16")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::NeonDot => {
+                InstructionSet::Neon.present() && is_aarch64_feature_detected!("dotprod")
+            }
+            #[cfg(target_arch = "aarch64")]
+            InstructionSet::NeonBf16 => {
+                InstructionSet::NeonDot.present()
+                    && is_aarch64_feature_detected!("i8mm")
+                    && is_aarch64_feature_detected!("bf16")
+            }
             _ => false,
         }
     }
@@ -199,7 +230,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             InstructionSet::Avx512Bf16 => unsafe { avx512::enter_bf16(kernel) },
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            InstructionSet::Neon => unsafe { neon::enter(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            InstructionSet::NeonDot => unsafe { neon::enter_dot(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            InstructionSet::NeonBf16 => unsafe { neon::enter_bf16(kernel) },
             _ => unreachable!("no Isa is made of a set that is not present"),
         }
     }

@@ -203,6 +203,23 @@ impl PackedRows {
     }
 }
 
+#[cfg(test)]
+impl PackedRows {
+    /// The words that are in use, all groups'.
+    pub(super) fn words(&self) -> &[u32] {
+        &self.data[..self.tiles.last().copied().unwrap_or(0) * self.layout.words]
+    }
+}
+
+#[cfg(test)]
+impl<'a> PackedGroup<'a> {
+    /// The same rows, read from elsewhere.
+    pub(super) fn with_words(self, data: &'a [u32]) -> Self {
+        assert_eq!(data, self.data);
+        PackedGroup { data, ..self }
+    }
+}
+
 impl<'a> From<&'a PackedRows> for PackedGroup<'a> {
     fn from(rows: &'a PackedRows) -> Self {
         rows.group(0)

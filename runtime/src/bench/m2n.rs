@@ -28,7 +28,7 @@ const STAMP: usize = 8;
 /// M senders to N receivers, over any transport.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
-pub struct M2nArgs {
+pub(super) struct M2nArgs {
     /// What carries frames
     #[arg(long, value_enum, default_value = "in-process")]
     transport: Transport,
@@ -137,7 +137,7 @@ pub(super) fn run(args: &M2nArgs) -> Result<(), Failure> {
         joined.collect::<Result<Vec<Measured>, Failure>>()
     })?;
     let all = |of: fn(&Measured) -> &Vec<f64>| {
-        Summary::of(measured.iter().flat_map(|m| of(m)).copied().collect())
+        Summary::of(measured.iter().flat_map(of).copied().collect())
     };
     let (frame_us, round_trip_us) = (all(|m| &m.frames), all(|m| &m.trips));
     let times = || measured.iter().filter(|m| !m.trips.is_empty());

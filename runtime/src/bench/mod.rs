@@ -1,6 +1,5 @@
 //! `volley bench`: how fast the engine is by itself, how a server behaves under load, or how frames move.
 
-mod http_client;
 mod m2n;
 mod offline;
 mod online;

@@ -11,7 +11,7 @@ use super::BenchArgs;
 use crate::config::Demand;
 use crate::failure::Failure;
 use crate::flags::{ConfigFlags, Offline};
-use crate::launch::Launch;
+use crate::launch::{Launch, Started};
 use crate::load::{Load, Observed};
 use crate::logging;
 use crate::progress::LoadDisplay;
@@ -91,7 +91,9 @@ pub(super) fn run(
             settings.cluster.context
         )));
     }
-    let (cluster, children) = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
+    let Started {
+        cluster, children, ..
+    } = launch.start_cluster(&Arc::new(LoadDisplay::new()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

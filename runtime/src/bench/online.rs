@@ -11,10 +11,10 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::BenchArgs;
-use super::http_client::{HttpClient, deepest};
 use super::report::{OnlineReport, Seen};
 use super::sse::SseParser;
 use crate::failure::Failure;
+use crate::http_client::{HttpClient, deepest};
 use crate::random::Random;
 
 /// Flags of the online benchmark.

@@ -407,6 +407,62 @@ pub const KEYS: &[Key] = &[
         help: "How often a worker that waits looks for a frame before it sleeps. More costs processor time and saves microseconds.",
     },
     Key {
+        path: "membership.backend",
+        kind: Kind::Choice(&["static", "etcd", "kubernetes"]),
+        default: Default::Value("static"),
+        flag: Some("membership"),
+        help: "How processes of a cluster find each other. `static`: the controller is at `network.controller`. `etcd`, `kubernetes`: they look it up there, offices are elected there, and an outage of it stops nothing.",
+    },
+    Key {
+        path: "membership.endpoints",
+        kind: Kind::Text,
+        default: Default::Value("http://127.0.0.1:2379"),
+        flag: Some("membership-endpoints"),
+        help: "URLs of etcd's servers, or of the Kubernetes API, with commas between them. In a Pod the API is `https://kubernetes.default.svc`.",
+    },
+    Key {
+        path: "membership.cluster",
+        kind: Kind::Text,
+        default: Default::Value("volley"),
+        flag: Some("membership-cluster"),
+        help: "Name of the cluster: etcd keys are under `/volley/NAME/`; Pods have the label `volley/cluster=NAME`, and Leases are called `NAME-controller` and `NAME-scheduler`.",
+    },
+    Key {
+        path: "membership.ttl_s",
+        kind: Kind::Seconds {
+            min: 2.0,
+            max: 600.0,
+        },
+        default: Default::Value("10"),
+        flag: None,
+        help: "Seconds that an office and what a process announces outlive their last renewal, which comes three times as often. Short times turn a blip of the backend into elections.",
+    },
+    Key {
+        path: "membership.ca",
+        kind: Kind::Path,
+        default: Default::Unset(
+            "needed for `https`; in a Pod `/var/run/secrets/kubernetes.io/serviceaccount/ca.crt`",
+        ),
+        flag: Some("membership-ca"),
+        help: "File with the authority's certificate that the endpoints' certificates are signed by.",
+    },
+    Key {
+        path: "membership.token_file",
+        kind: Kind::Path,
+        default: Default::Unset(
+            "in a Pod `/var/run/secrets/kubernetes.io/serviceaccount/token`; etcd takes none",
+        ),
+        flag: Some("membership-token-file"),
+        help: "File with the bearer token for the Kubernetes API, read again before each request.",
+    },
+    Key {
+        path: "membership.namespace",
+        kind: Kind::Text,
+        default: Default::Value("default"),
+        flag: None,
+        help: "Kubernetes namespace of Pods and Leases.",
+    },
+    Key {
         path: "server.host",
         kind: Kind::Text,
         default: Default::Value("127.0.0.1"),

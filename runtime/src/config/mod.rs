@@ -13,9 +13,11 @@ mod suggest;
 
 pub use kind::Kind;
 pub use problem::{ConfigError, Place, Problem};
-pub use raw::{FlagValues, Isolate, LogFormat, LogSettings, Raw, Transport, environment};
+pub use raw::{
+    FlagValues, Isolate, LogFormat, LogSettings, MembershipBackend, Raw, Transport, environment,
+};
 pub use settings::{
-    CONTEXT_AUTO_MAX, Demand, KV_CONTEXTS_AUTO, ModelSettings, NetworkSettings, RdmaSettings,
-    ServerSettings, Settings, TRACE_SPANS_AUTO, TraceSettings,
+    CONTEXT_AUTO_MAX, Demand, KV_CONTEXTS_AUTO, MembershipSettings, ModelSettings, NetworkSettings,
+    RdmaSettings, ServerSettings, Settings, TRACE_SPANS_AUTO, TraceSettings,
 };
 pub use size::{ByteSize, SizeError};

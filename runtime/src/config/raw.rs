@@ -18,6 +18,7 @@ pub struct Raw {
     pub(super) limits: RawLimits,
     pub(super) network: RawNetwork,
     pub(super) rdma: RawRdma,
+    pub(super) membership: RawMembership,
     pub(super) server: RawServer,
     /// What is logged, and how: known before the model is.
     pub log: LogSettings,
@@ -106,6 +107,29 @@ impl Transport {
             Self::Rdma => "rdma",
         }
     }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawMembership {
+    pub(super) backend: MembershipBackend,
+    pub(super) endpoints: String,
+    pub(super) cluster: String,
+    pub(super) ttl_s: f64,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) namespace: String,
+}
+
+/// How processes of a cluster find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MembershipBackend {
+    /// By the configuration.
+    Static,
+    /// Through etcd.
+    Etcd,
+    /// Through the API of Kubernetes.
+    Kubernetes,
 }
 
 /// Where workers run.

@@ -14,7 +14,8 @@ use volley_transports::verbs::{Mtu, Pages};
 use super::keys;
 use super::problem::{ConfigError, Problem};
 use super::raw::{
-    Auto, Dtype, Isolate, LogFormat, LogSettings, Quantize, Raw, SlotPages, Transport, WeightsFrom,
+    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, Quantize, Raw, SlotPages,
+    Transport, WeightsFrom,
 };
 use super::size::ByteSize;
 
@@ -44,6 +45,8 @@ pub struct Settings {
     pub network: NetworkSettings,
     /// Section `[rdma]`.
     pub rdma: RdmaSettings,
+    /// Section `[membership]`.
+    pub membership: MembershipSettings,
     /// Section `[server]`.
     pub server: ServerSettings,
     /// Section `[log]`.
@@ -116,6 +119,25 @@ pub struct RdmaSettings {
     pub spin: Spin,
 }
 
+/// Section `[membership]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MembershipSettings {
+    /// Who is asked.
+    pub backend: MembershipBackend,
+    /// URLs with commas between them.
+    pub endpoints: String,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Time that offices outlive their last renewal.
+    pub ttl: Duration,
+    /// The authority of `https` endpoints.
+    pub ca: Option<PathBuf>,
+    /// The bearer token for Kubernetes.
+    pub token_file: Option<PathBuf>,
+    /// Kubernetes namespace.
+    pub namespace: String,
+}
+
 /// Section `[trace]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceSettings {
@@ -161,6 +183,37 @@ impl Raw {
     /// File with the key that clients must send.
     pub fn api_key_file(&self) -> Option<&std::path::Path> {
         self.server.api_key_file.as_deref()
+    }
+
+    /// Attention and expert workers.
+    pub fn workers(&self) -> (u16, u16) {
+        (self.cluster.attention_workers, self.cluster.expert_workers)
+    }
+
+    /// Section `[network]`, which needs no model to be known.
+    pub fn network(&self) -> NetworkSettings {
+        let network = &self.network;
+        NetworkSettings {
+            controller: network.controller.clone(),
+            listen: network.listen.clone(),
+            certificates: network.certificates.clone(),
+            connections: network.connections,
+            idle: Duration::from_secs_f64(network.idle_s),
+        }
+    }
+
+    /// Section `[membership]`, which needs no model to be known.
+    pub fn membership(&self) -> MembershipSettings {
+        let membership = &self.membership;
+        MembershipSettings {
+            backend: membership.backend,
+            endpoints: membership.endpoints.clone(),
+            cluster: membership.cluster.clone(),
+            ttl: Duration::from_secs_f64(membership.ttl_s),
+            ca: membership.ca.clone(),
+            token_file: membership.token_file.clone(),
+            namespace: membership.namespace.clone(),
+        }
     }
 
     /// The directory with this process's certificate.
@@ -294,13 +347,8 @@ impl Settings {
             isolate: cluster.isolate,
             transport: cluster.transport,
             rdma,
-            network: NetworkSettings {
-                controller: raw.network.controller.clone(),
-                listen: raw.network.listen.clone(),
-                certificates: raw.network.certificates.clone(),
-                connections: raw.network.connections,
-                idle: Duration::from_secs_f64(raw.network.idle_s),
-            },
+            network: raw.network(),
+            membership: raw.membership(),
             server: ServerSettings {
                 host: server.host.clone(),
                 port: server.port,
@@ -396,6 +444,17 @@ impl Settings {
                 Pages::Huge => "reserved",
             }),
             "rdma.spin" => integer(self.rdma.spin.0.into()),
+            "membership.backend" => text(match self.membership.backend {
+                MembershipBackend::Static => "static",
+                MembershipBackend::Etcd => "etcd",
+                MembershipBackend::Kubernetes => "kubernetes",
+            }),
+            "membership.endpoints" => text(&self.membership.endpoints),
+            "membership.cluster" => text(&self.membership.cluster),
+            "membership.ttl_s" => seconds(self.membership.ttl),
+            "membership.ca" => file(&self.membership.ca),
+            "membership.token_file" => file(&self.membership.token_file),
+            "membership.namespace" => text(&self.membership.namespace),
             "network.controller" => text(&self.network.controller),
             "network.listen" => self.network.listen.clone().map(Value::String),
             "network.certificates" => file(&self.network.certificates),

@@ -150,6 +150,8 @@ mod tests {
 
     fn status(live: usize, steps: u64, since_last_step: Duration) -> Status {
         Status {
+            scheduler: None,
+            standby: Vec::new(),
             epoch: 1,
             live,
             waiting: 0,

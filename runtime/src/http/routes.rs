@@ -62,6 +62,7 @@ pub(super) const ROUTES: &[Route] = &[
         post(tokenize::detokenize)
     }),
     route("get", "/admin/state", Access::Key, || get(admin::state)),
+    route("post", "/admin/drain", Access::Key, || post(admin::drain)),
     route("get", "/admin/experts", Access::Key, || get(admin::experts)),
     route("get", "/metrics", Access::Open, || get(metrics::metrics)),
     route("get", "/livez", Access::Open, || get(health::live)),

@@ -68,6 +68,7 @@ pub(crate) fn engine(configure: impl FnOnce(&mut ClusterConfig)) -> Arc<Engine> 
         client: cluster.client(),
         cluster: Arc::new(cluster),
         children: Arc::default(),
+        office: None,
     })
 }
 

@@ -13,6 +13,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::identity::{self, Identity, IdentityError, NodeRole, content};
+use crate::WorkerId;
 
 /// Hosts' clocks may differ by this much: a certificate holds from so long before it was made.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
@@ -97,10 +98,33 @@ impl CertificateAuthority {
         name: &str,
         validity: Duration,
     ) -> Result<IssuedCertificate, IdentityError> {
+        self.sign(vec![role.server_name().to_owned()], name, validity)
+    }
+
+    /// A worker's certificate that is good for one seat only: its holder cannot pose as another worker.
+    ///
+    /// # Errors
+    /// As [`CertificateAuthority::issue`].
+    pub fn issue_seat(
+        &self,
+        seat: WorkerId,
+        name: &str,
+        validity: Duration,
+    ) -> Result<IssuedCertificate, IdentityError> {
+        let role = NodeRole::Worker.server_name();
+        let names = vec![role.to_owned(), format!("{seat}.{role}")];
+        self.sign(names, name, validity)
+    }
+
+    pub(super) fn sign(
+        &self,
+        names: Vec<String>,
+        name: &str,
+        validity: Duration,
+    ) -> Result<IssuedCertificate, IdentityError> {
         let failed = |error| content("the member's certificate", error);
         let key = KeyPair::generate().map_err(failed)?;
-        let mut params =
-            CertificateParams::new(vec![role.server_name().to_owned()]).map_err(failed)?;
+        let mut params = CertificateParams::new(names).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

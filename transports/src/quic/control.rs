@@ -6,12 +6,15 @@ use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarI
 
 use super::framing::{self, CONTROL_MESSAGE_MAX, Framing, Overlong};
 use super::{NodeRole, QuicError};
+use crate::WorkerId;
 
 /// Who is at the other end of a link, as its certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// What it may do.
     pub role: NodeRole,
+    /// The one worker it may be; any if none.
+    pub seat: Option<WorkerId>,
     /// The name in its certificate.
     pub name: String,
     /// Where it is: the address of its node.

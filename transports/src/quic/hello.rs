@@ -20,6 +20,8 @@ pub(super) enum Hello {
     Control,
     /// Lanes between an attention worker, who calls, and an expert worker.
     Data(DataHello),
+    /// Nothing: the caller wants to know whether it gets here, and how.
+    Probe,
 }
 
 /// What the frames of a data connection's lanes travel by.
@@ -66,6 +68,7 @@ impl Hello {
         put(&MAGIC);
         match self {
             Hello::Control => put(&[1]),
+            Hello::Probe => put(&[4]),
             Hello::Data(data) => {
                 put(&[
                     data.carrier as u8,
@@ -104,6 +107,7 @@ impl Hello {
         let kind = number(take(1));
         let hello = match kind {
             1 => Hello::Control,
+            4 => Hello::Probe,
             2 | 3 => {
                 let (connection, connections) = (number(take(1)) as u8, number(take(1)) as u8);
                 let micro_batches = number(take(1)) as u8;

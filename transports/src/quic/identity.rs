@@ -15,6 +15,8 @@ use rustls::server::WebPkiClientVerifier;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::WorkerId;
+
 /// Every name in our certificates ends with this. It is no host's name: certificates say what a process is, not where.
 const DOMAIN: &str = "volley.internal";
 
@@ -25,14 +27,19 @@ pub enum NodeRole {
     Controller,
     /// Attention or expert worker: joins a controller, and exchanges rows with other workers.
     Worker,
+    /// Plans steps for a controller. It is told lengths of sequences, never tokens, and gets no rows.
+    Scheduler,
 }
 
 impl NodeRole {
+    const ALL: [NodeRole; 3] = [Self::Controller, Self::Worker, Self::Scheduler];
+
     /// The name that stands in certificates of this role, and that callers ask for.
     pub(super) const fn server_name(self) -> &'static str {
         match self {
             Self::Controller => "controller.volley.internal",
             Self::Worker => "worker.volley.internal",
+            Self::Scheduler => "scheduler.volley.internal",
         }
     }
 }
@@ -42,6 +49,7 @@ impl std::fmt::Display for NodeRole {
         f.write_str(match self {
             Self::Controller => "controller",
             Self::Worker => "worker",
+            Self::Scheduler => "scheduler",
         })
     }
 }
@@ -79,6 +87,7 @@ pub(super) fn content(what: &str, reason: impl ToString) -> IdentityError {
 #[derive(Clone)]
 pub struct Identity {
     role: NodeRole,
+    seat: Option<WorkerId>,
     name: String,
     expires: SystemTime,
     server: Arc<rustls::ServerConfig>,
@@ -110,6 +119,7 @@ impl Identity {
             .map_err(|error| content("the key", error))?;
         let Details {
             role,
+            seat,
             name,
             expires,
             ..
@@ -163,6 +173,7 @@ impl Identity {
         client.resumption = rustls::client::Resumption::disabled();
         Ok(Self {
             role,
+            seat,
             name,
             expires,
             server: Arc::new(server),
@@ -205,6 +216,11 @@ impl Identity {
         self.role
     }
 
+    /// The one worker it may be, if the certificate says so.
+    pub fn seat(&self) -> Option<WorkerId> {
+        self.seat
+    }
+
     /// The name in the certificate.
     pub fn name(&self) -> &str {
         &self.name
@@ -231,6 +247,8 @@ impl Identity {
 pub struct Details {
     /// What it entitles to.
     pub role: NodeRole,
+    /// The one worker it may be; any if none.
+    pub seat: Option<WorkerId>,
     /// The member's name.
     pub name: String,
     /// When it ends.
@@ -258,15 +276,26 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Details, String> 
     let names = names
         .map(|names| names.value.general_names.as_slice())
         .unwrap_or_default();
-    let role = names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => [NodeRole::Controller, NodeRole::Worker]
-            .into_iter()
-            .find(|role| role.server_name() == *name),
+    let hosts = names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
         _ => None,
     });
+    let role = hosts.clone().find_map(|name| {
+        let mut roles = NodeRole::ALL.into_iter();
+        roles.find(|role| role.server_name() == name)
+    });
+    let mut seat = None;
+    for name in hosts {
+        let of_worker = name.strip_suffix(NodeRole::Worker.server_name());
+        if let Some(of) = of_worker.and_then(|rest| rest.strip_suffix('.')) {
+            let worker = of.parse::<WorkerId>();
+            // One that cannot be read must not be taken for "any".
+            seat = Some(worker.map_err(|error| format!("it is for the seat `{of}`: {error}"))?);
+        }
+    }
     let role = role.ok_or_else(|| {
         format!(
-            "it names no role: one of its DNS names must be controller.{DOMAIN} or worker.{DOMAIN}"
+            "it names no role: one of its DNS names must be controller.{DOMAIN}, worker.{DOMAIN} or scheduler.{DOMAIN}"
         )
     })?;
     let common = certificate.subject().iter_common_name().next();
@@ -276,6 +305,7 @@ pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Details, String> 
     let expires = certificate.validity().not_after.timestamp();
     Ok(Details {
         role,
+        seat,
         name: common.to_owned(),
         // Before 1970 is as good as then.
         expires: SystemTime::UNIX_EPOCH + Duration::from_secs(expires.try_into().unwrap_or(0)),
@@ -299,10 +329,34 @@ mod tests {
         for (of, role) in [
             (&authority, NodeRole::Worker),
             (&again, NodeRole::Controller),
+            (&again, NodeRole::Scheduler),
         ] {
             let identity = of.identity(role, "host-7").unwrap();
             assert_eq!((identity.role(), identity.name()), (role, "host-7"));
         }
+    }
+
+    #[test]
+    fn a_certificate_of_one_seat_says_which() {
+        let authority = CertificateAuthority::new("test").unwrap();
+        let seat = crate::Role::Expert.worker(12);
+        let issued = authority.issue_seat(seat, "host-7", DAY).unwrap();
+        let ca = authority.certificate_pem();
+        let of = |of: &super::super::IssuedCertificate| {
+            Identity::from_pem(ca, &of.certificate_pem, &of.key_pem, None)
+        };
+        let identity = of(&issued).unwrap();
+        assert_eq!(
+            (identity.role(), identity.seat()),
+            (NodeRole::Worker, Some(seat))
+        );
+        // A seat that cannot be read is not taken for "any".
+        let names = ["worker.volley.internal", "expert-x.worker.volley.internal"];
+        let odd = authority
+            .sign(names.map(str::to_owned).to_vec(), "odd", DAY)
+            .unwrap();
+        let refused = of(&odd).unwrap_err();
+        assert!(refused.to_string().contains("`expert-x`"), "{refused}");
     }
 
     #[test]

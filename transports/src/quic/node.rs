@@ -22,6 +22,10 @@ use crate::{Epoch, LostReason, Role, Topology, WorkerId};
 
 /// Pause before a peer that could not be reached is called again.
 const REDIAL: Duration = Duration::from_millis(50);
+/// A datagram size that has not grown for so long is what the path takes.
+const MTU_SETTLED: Duration = Duration::from_millis(500);
+/// Longest time that a probe looks for larger datagrams.
+pub(super) const MTU_SEARCH: Duration = Duration::from_secs(3);
 
 /// How a node uses the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +103,19 @@ pub(super) struct Joined {
     pub(super) topology: Topology,
     /// By attention worker; none when the worker has left the epoch.
     pub(super) takers: Vec<mpsc::Sender<Arrived>>,
+}
+
+/// How a node was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Who it is.
+    pub peer: Peer,
+    /// How long it took to prove to each other who we are.
+    pub handshake: Duration,
+    /// There and back.
+    pub round_trip: Duration,
+    /// Largest UDP payload that gets there, in bytes.
+    pub datagram: u16,
 }
 
 impl std::fmt::Debug for QuicNode {
@@ -228,6 +245,54 @@ impl QuicNode {
             reason,
         })?;
         Ok(ControlLink::new(peer, connection, send, receive))
+    }
+
+    /// Tries the way to another node, which must be an `expect`: whether it proves who it is, how far it is, and how large datagrams may be. Takes up to three seconds
+    /// beyond the time to reach it.
+    ///
+    /// # Errors
+    /// It is not reached in time, does not prove who it is, or refuses.
+    pub async fn probe(&self, address: SocketAddr, expect: NodeRole) -> Result<Reached, QuicError> {
+        let shared = Arc::clone(&self.0.shared);
+        let limit = shared.options.connect;
+        let start = Instant::now();
+        let probed = async move {
+            let call = shared.call(address, expect, Hello::Probe);
+            let late = |_| QuicError::Connect {
+                address,
+                expected: expect,
+                reason: format!("no answer within {limit:?}"),
+            };
+            let (connection, ..) = timeout(limit, call).await.map_err(late)??;
+            let handshake = start.elapsed();
+            let peer = peer(&connection).map_err(|reason| QuicError::Connect {
+                address,
+                expected: expect,
+                reason,
+            })?;
+            let until = Instant::now() + MTU_SEARCH;
+            let (mut datagram, mut grown) = (0, Instant::now());
+            while Instant::now() < until && grown.elapsed() < MTU_SETTLED {
+                let now = connection.stats().path.current_mtu;
+                if now > datagram {
+                    (datagram, grown) = (now, Instant::now());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            let round_trip = connection.rtt();
+            connection.close(VarInt::from_u32(0), b"probed");
+            Ok(Reached {
+                peer,
+                handshake,
+                round_trip,
+                datagram,
+            })
+        };
+        let ended = |_| QuicError::Lost {
+            address,
+            reason: "the node ends".to_owned(),
+        };
+        self.spawn(probed).await.map_err(ended)?
     }
 
     /// The next control link that somebody opened to this node. Never none while the node lives.
@@ -414,6 +479,18 @@ impl Shared {
         send.write_all(&hello.encode())
             .await
             .map_err(|e| lost(&e))?;
+        let asked = match hello {
+            Hello::Data(data) => Some(Role::Expert.worker(data.expert)),
+            Hello::Control | Hello::Probe => None,
+        };
+        let seat = peer(&connection).map_err(failed)?.seat;
+        if let (Some(asked), Some(seat)) = (asked, seat)
+            && asked != seat
+        {
+            return Err(failed(format!(
+                "its certificate is {seat}'s, and {asked} was to be there"
+            )));
+        }
         let mut answer = [REFUSED];
         receive
             .read_exact(&mut answer)
@@ -533,6 +610,7 @@ pub(super) fn peer(connection: &Connection) -> Result<Peer, String> {
     let who = identity::read(certificate)?;
     Ok(Peer {
         role: who.role,
+        seat: who.seat,
         name: who.name,
         address: connection.remote_address(),
     })

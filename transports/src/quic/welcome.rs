@@ -14,9 +14,9 @@ use super::control::{ControlLink, Peer};
 use super::fabric::PeerSide;
 use super::hello::{DataHello, HELLO_BYTES, Hello, LEFT, TAKEN, refusal};
 use super::identity::NodeRole;
-use super::node::{Calls, Shared, peer};
+use super::node::{Calls, MTU_SEARCH, Shared, peer};
 use super::setup::Window;
-use crate::LostReason;
+use crate::{LostReason, Role};
 
 /// Handshakes and hellos of strangers under way at once; more are turned away.
 pub(super) const STRANGERS_MAX: usize = 256;
@@ -100,7 +100,13 @@ impl Shared {
                 }
                 Err(_) => Refusal::Because("too many links wait to be taken".to_owned()),
             },
-            Ok(Hello::Data(data)) => match self.take(peer.role, &data).await {
+            Ok(Hello::Probe) => {
+                send.write_all(&[TAKEN]).await.map_err(said)?;
+                // It looks how large datagrams may be, and hangs up.
+                let _ = timeout(MTU_SEARCH, connection.closed()).await;
+                return Ok(());
+            }
+            Ok(Hello::Data(data)) => match self.take(&peer, &data).await {
                 Ok(place) => {
                     send.write_all(&[TAKEN]).await.map_err(said)?;
                     Window::lanes(&data).open(&connection);
@@ -131,12 +137,18 @@ impl Shared {
     /// A place for a data connection with the worker it is for. Waits for a worker that is about to join the epoch.
     async fn take(
         &self,
-        role: NodeRole,
+        peer: &Peer,
         data: &DataHello,
     ) -> Result<mpsc::OwnedPermit<Arrived>, Refusal> {
         let because = |reason: String| Err(Refusal::Because(reason));
-        if role != NodeRole::Worker {
+        if peer.role != NodeRole::Worker {
             return because("only workers exchange rows".to_owned());
+        }
+        let caller = Role::Attention.worker(data.attention);
+        if let Some(seat) = peer.seat.filter(|&seat| seat != caller) {
+            return because(format!(
+                "its certificate is {seat}'s, and it calls as {caller}"
+            ));
         }
         let Ok(_place) = self.callers.try_acquire() else {
             return because(format!("{CALLERS_MAX} workers wait for an epoch already"));

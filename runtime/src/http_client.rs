@@ -15,7 +15,7 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// A server by its base URL.
 #[derive(Debug, Clone)]
-pub(super) struct HttpClient {
+pub(crate) struct HttpClient {
     client: Client<HttpConnector, Full<Bytes>>,
     base: String,
     authorization: Option<HeaderValue>,
@@ -23,7 +23,7 @@ pub(super) struct HttpClient {
 
 impl HttpClient {
     /// For `url`, with or without `/v1` at its end.
-    pub(super) fn new(url: &str, api_key: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn new(url: &str, api_key: Option<&str>) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let uri: Uri = base
             .parse()
@@ -48,7 +48,7 @@ impl HttpClient {
     }
 
     /// Sends a GET request and reads the whole answer.
-    pub(super) async fn get(&self, path: &str) -> Result<serde_json::Value, String> {
+    pub(crate) async fn get(&self, path: &str) -> Result<serde_json::Value, String> {
         let request = self.request("GET", path, Bytes::new())?;
         let response = self
             .client
@@ -61,7 +61,7 @@ impl HttpClient {
     }
 
     /// Sends a POST request; the answer's body is still to come. A status other than 200 is an error with the body's text.
-    pub(super) async fn post(&self, path: &str, body: Bytes) -> Result<Incoming, String> {
+    pub(crate) async fn post(&self, path: &str, body: Bytes) -> Result<Incoming, String> {
         let request = self.request("POST", path, body)?;
         let response = self
             .client
@@ -112,7 +112,7 @@ async fn whole(response: Response<Incoming>) -> Result<Bytes, String> {
 }
 
 /// The cause at the bottom of an error: "Connection refused" rather than "client error".
-pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(source) = deepest.source() {
         deepest = source;
