@@ -76,6 +76,9 @@ macro_rules! devices {
 }
 
 fn node(authority: &CertificateAuthority) -> QuicNode {
+    // Why a link broke stands in the log alone.
+    let log = tracing_subscriber::fmt().with_test_writer();
+    let _ = log.with_max_level(tracing::Level::WARN).try_init();
     let identity = authority.identity(NodeRole::Worker, "test").unwrap();
     let options = QuicOptions {
         // A machine that is busy with other tests is no sign of death.
@@ -129,10 +132,19 @@ impl FabricFactory for Rdma {
                 Role::Attention => &attention,
                 Role::Expert => &experts,
             };
-            let end = fabric.join(Epoch(1), id, &topology, &addresses).unwrap();
-            Box::new(end) as Box<dyn Endpoint>
+            fabric.join(Epoch(1), id, &topology, &addresses).unwrap()
         });
-        ends.collect()
+        let ends: Vec<_> = ends.collect();
+        // The suite polls one end at a time, and what is posted to a peer that was not met yet waits for its sender to be polled.
+        let until = Instant::now() + LIMIT;
+        while !ends.iter().all(RdmaEndpoint::has_met_all) {
+            assert!(Instant::now() < until, "workers do not meet");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let boxed = ends
+            .into_iter()
+            .map(|end| Box::new(end) as Box<dyn Endpoint>);
+        boxed.collect()
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::bell::Bell;
+use super::fabric::RdmaFabric;
 use super::link::{Link, Order};
 use super::slots::Slots;
 use crate::endpoint::lane_index;
@@ -37,6 +38,8 @@ pub struct RdmaEndpoint {
 /// What an end of an endpoint needs beside it.
 pub(super) struct Ending {
     pub(super) node: QuicNode,
+    /// Ports are watched as long as an end is there.
+    pub(super) _fabric: RdmaFabric,
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) leave: Option<Leave>,
 }
@@ -638,13 +641,27 @@ impl Endpoint for RdmaEndpoint {
     }
 }
 
+impl RdmaEndpoint {
+    /// Whether each peer was met, or is lost. Frames that are posted before wait for that, and for this end to be polled.
+    pub fn has_met_all(&self) -> bool {
+        let mut links = self
+            .core()
+            .peers
+            .iter()
+            .filter_map(|peer| peer.link.as_ref());
+        links.all(|link| link.agreed().is_some() || link.farewell().is_some())
+    }
+}
+
 impl Drop for RdmaEndpoint {
     /// Memory and queue pairs stay until the peers have what was posted, but not long.
     fn drop(&mut self) {
         let Some(mut core) = self.core.take() else {
             return;
         };
-        let Ending { node, tasks, leave } = &mut self.ending;
+        let Ending {
+            node, tasks, leave, ..
+        } = &mut self.ending;
         let (tasks, leave) = (std::mem::take(tasks), leave.take());
         let serving = node.serving();
         node.spawn(async move {

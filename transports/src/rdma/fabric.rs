@@ -212,8 +212,13 @@ impl RdmaFabric {
             slots,
             completions,
         };
-        let node = shared.node.clone();
-        Ok(RdmaEndpoint::new(core, Ending { node, tasks, leave }))
+        let ending = Ending {
+            node: shared.node.clone(),
+            _fabric: self.clone(),
+            tasks,
+            leave,
+        };
+        Ok(RdmaEndpoint::new(core, ending))
     }
 
     /// What one peer is told. Packets begin at a number that nobody can guess.

@@ -257,8 +257,8 @@ impl Meeting {
                         Some(Order::Heard) => {}
                         None => return connection.close(VarInt::from_u32(0), b"closed"),
                     },
-                    changed = self.dead.changed() => {
-                        if changed.is_err() || *self.dead.borrow() & used != 0 {
+                    Ok(()) = self.dead.changed() => {
+                        if *self.dead.borrow() & used != 0 {
                             connection.close(VarInt::from_u32(1), b"a port is down");
                             return self.link.part(LostReason::Broken, None);
                         }
