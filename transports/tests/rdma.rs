@@ -105,6 +105,15 @@ fn fabric(authority: &CertificateAuthority, options: RdmaOptions) -> (QuicNode, 
     (node, fabric)
 }
 
+/// Tests poll one end at a time, and what is posted to a peer that was not met yet waits for its sender to be polled.
+fn until_met<'a>(ends: impl IntoIterator<Item = &'a RdmaEndpoint> + Clone) {
+    let until = Instant::now() + LIMIT;
+    while !ends.clone().into_iter().all(RdmaEndpoint::has_met_all) {
+        assert!(Instant::now() < until, "workers do not meet");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A fabric on each side: of one rail, or of two.
 struct Rdma {
     rails: usize,
@@ -135,12 +144,7 @@ impl FabricFactory for Rdma {
             fabric.join(Epoch(1), id, &topology, &addresses).unwrap()
         });
         let ends: Vec<_> = ends.collect();
-        // The suite polls one end at a time, and what is posted to a peer that was not met yet waits for its sender to be polled.
-        let until = Instant::now() + LIMIT;
-        while !ends.iter().all(RdmaEndpoint::has_met_all) {
-            assert!(Instant::now() < until, "workers do not meet");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        until_met(&ends);
         let boxed = ends
             .into_iter()
             .map(|end| Box::new(end) as Box<dyn Endpoint>);
@@ -185,10 +189,12 @@ impl Pair {
                 .join(Epoch(epoch), role.worker(0), &TOPOLOGY, &addresses)
                 .unwrap()
         };
-        (
+        let (attention, expert) = (
             join(&self.attention, Role::Attention),
             join(&self.experts, Role::Expert),
-        )
+        );
+        until_met([&attention, &expert]);
+        (attention, expert)
     }
 }
 
