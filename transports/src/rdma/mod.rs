@@ -12,7 +12,7 @@
 //! ```
 //!
 //! # How two workers meet
-//! Over a data connection of the [`QuicNode`](crate::quic::QuicNode), so both have proved who they are, for one epoch. Each says in an [`offer`] where its slots are
+//! Over a data connection of the [`QuicNode`](crate::quic::QuicNode), so both have proved who they are, for one epoch. Each says in an offer where its slots are
 //! and which queue pairs it has; both connect. The connection stays: its end is the peer's end, and it carries the farewell of a worker that leaves in order. Keys,
 //! queue pairs and memory are an epoch's own and go with it.
 //!
