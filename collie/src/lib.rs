@@ -2,13 +2,19 @@
 //! Performance Anomalies in RDMA Subsystems* (NSDI 2022).
 
 mod baselines;
+mod case;
 mod evaluate;
 mod extract;
+mod fit;
+pub mod host;
+mod ideas;
 mod known;
 mod mfs;
 mod monitor;
+mod refine;
 mod region;
 mod report;
+mod reshape;
 mod search;
 mod session;
 mod simulated;
@@ -20,7 +26,8 @@ pub use known::{Difference, KnownAnomalies, KnownError, Met, Reachable};
 pub use mfs::{Edge, Factor, Mfs};
 pub use monitor::{Monitor, Symptom, Verdict};
 pub use region::{Condition, Region};
-pub use report::{anomalies_markdown, evaluation_markdown};
+pub use report::{anomalies_html, anomalies_markdown, evaluation_markdown, evaluation_svg};
+pub use reshape::{Change, Refused};
 pub use search::{Options, Search, Signals};
 pub use session::{JournalError, OutOfTime, Purpose, Record, Session};
 pub use simulated::{Effect, Mechanism, Model, Noise, Simulated, UnknownSubsystem};

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::monitor::Symptom;
 use crate::region::{Condition, Region};
-use crate::space::{Axis, Category, Choice, Point, Quantity, Space};
+use crate::space::{Category, Choice, Point, Quantity, Space};
 
 /// A bound that lies between a value that was anomalous and one that was clean, all else equal.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,26 +67,39 @@ pub struct Mfs {
 }
 
 impl Mfs {
-    /// The workloads it speaks of, with bounds at the best guesses.
+    /// The workloads it speaks of, with bounds at the best guesses and the values that were seen.
     pub fn region(&self, space: &Space) -> Region {
-        self.region_with(space, Edge::threshold)
+        self.region_with(space, Edge::threshold, |anomalous, _, value| {
+            anomalous.contains(value)
+        })
     }
 
     /// Every workload that may still belong to it: all that is not known to be clean.
     pub fn region_at_most(&self, space: &Space) -> Region {
-        self.region_with(space, |edge| edge.outside)
+        self.region_with(
+            space,
+            |edge| edge.outside,
+            |_, clean, value| !clean.contains(value),
+        )
     }
 
-    fn region_with(&self, space: &Space, bound: impl Fn(&Edge) -> f64) -> Region {
+    fn region_with(
+        &self,
+        space: &Space,
+        bound: impl Fn(&Edge) -> f64,
+        among: impl Fn(&[Choice], &[Choice], &Choice) -> bool,
+    ) -> Region {
         let conditions = self.factors.iter().map(|factor| match factor {
             Factor::Among {
-                category, clean, ..
+                category,
+                anomalous,
+                clean,
             } => Condition::Among {
                 category: *category,
                 values: space
                     .choices(*category)
                     .into_iter()
-                    .filter(|choice| !clean.contains(choice))
+                    .filter(|choice| among(anomalous, clean, choice))
                     .collect(),
             },
             Factor::Within {
@@ -120,88 +133,6 @@ impl Mfs {
         Region {
             conditions: conditions.collect(),
         }
-    }
-
-    /// The counter that the anomaly drives most.
-    pub fn dominant(&self) -> usize {
-        dominant(&self.signature)
-    }
-
-    /// The bound of an axis on one side, if it is known.
-    pub(crate) fn edge_mut(&mut self, axis: Axis, below: bool) -> Option<&mut Edge> {
-        self.factors.iter_mut().find_map(|factor| match factor {
-            Factor::Within {
-                quantity: Quantity::Axis(of),
-                lower,
-                upper,
-            } if *of == axis => {
-                if below {
-                    lower.as_mut()
-                } else {
-                    upper.as_mut()
-                }
-            }
-            _ => None,
-        })
-    }
-
-    /// Notes a bound of a quantity; a bound it had on that side is replaced.
-    pub(crate) fn set_edge(&mut self, bounded: Quantity, edge: Edge) {
-        let below = edge.outside < edge.inside;
-        for factor in &mut self.factors {
-            if let Factor::Within {
-                quantity,
-                lower,
-                upper,
-            } = factor
-                && *quantity == bounded
-            {
-                *(if below { lower } else { upper }) = Some(edge);
-                return;
-            }
-        }
-        let (lower, upper) = if below {
-            (Some(edge), None)
-        } else {
-            (None, Some(edge))
-        };
-        self.factors.push(Factor::Within {
-            quantity: bounded,
-            lower,
-            upper,
-        });
-    }
-
-    /// Notes whether a value of a category keeps the anomaly.
-    pub(crate) fn set_choice(&mut self, of: Category, choice: Choice, keeps: bool) {
-        for factor in &mut self.factors {
-            if let Factor::Among {
-                category,
-                anomalous,
-                clean,
-            } = factor
-                && *category == of
-            {
-                anomalous.retain(|other| *other != choice);
-                clean.retain(|other| *other != choice);
-                if keeps {
-                    anomalous.push(choice)
-                } else {
-                    clean.push(choice)
-                }
-                return;
-            }
-        }
-        let (anomalous, clean) = if keeps {
-            (vec![choice], vec![])
-        } else {
-            (vec![], vec![choice])
-        };
-        self.factors.push(Factor::Among {
-            category: of,
-            anomalous,
-            clean,
-        });
     }
 }
 

@@ -15,17 +15,20 @@ use std::collections::{BTreeMap, HashSet};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
+use crate::case::{Case, Sight};
+use crate::ideas::Ideas;
 use crate::mfs::Mfs;
 use crate::region::{Condition, Region};
 use crate::session::{OutOfTime, Purpose, Record, Session};
-use crate::space::{Axis, Category, Choice, Feature, Operation, Point, Setting, Space};
+use crate::space::{Category, Choice, Feature, Operation, Point, Space};
 
 /// Random points by which signals are first ranked, as in the paper.
 const RANKING_POINTS: usize = 10;
 /// Random points without an anomaly of a new look, after which guidance pays.
 const PATIENCE: usize = 32;
-/// Probes of searching without a new anomaly, after which half of the time goes to what is known.
-const STAGNATION: usize = 90;
+/// Probes of searching without a new anomaly, after which most of the time goes to what is known: so many probes for one of searching.
+const STAGNATION: usize = 60;
+const REFINEMENT: usize = 3;
 /// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
 const CHANCE: f64 = 0.01;
 /// Random points after a round in vain, and how many are drawn to choose each from.
@@ -65,7 +68,11 @@ impl Default for Options {
 pub struct Search<'s, 'a> {
     pub(crate) session: &'s mut Session<'a>,
     pub(crate) rng: Pcg64,
-    pub(crate) known: Vec<Mfs>,
+    pub(crate) known: Vec<Case>,
+    /// What [`Search::try_point`] measures for.
+    pub(crate) purpose: Purpose,
+    /// The signals of each record, as far as they were computed.
+    all_signals: Vec<Vec<f64>>,
     options: Options,
     /// The counters where nothing drives them: the lower quartile of random points.
     idle: Vec<f64>,
@@ -88,6 +95,8 @@ impl<'s, 'a> Search<'s, 'a> {
             session,
             rng: Pcg64::seed_from_u64(seed),
             known: Vec::new(),
+            purpose: Purpose::Extract,
+            all_signals: Vec::new(),
             options,
             idle: Vec::new(),
             settled: HashSet::new(),
@@ -104,7 +113,7 @@ impl<'s, 'a> Search<'s, 'a> {
             Err(over) => over,
             Ok(never) => match never {},
         };
-        self.known
+        self.known.into_iter().map(|case| case.mfs).collect()
     }
 
     fn go(&mut self) -> Result<std::convert::Infallible, OutOfTime> {
@@ -113,16 +122,19 @@ impl<'s, 'a> Search<'s, 'a> {
             if self.options.learns {
                 while let Some(index) = self.unsettled() {
                     self.settled.insert(index);
-                    self.learn(index)?;
-                    self.last_news = self.searched();
+                    self.update_signals();
+                    if !self.adopt(index)? && !self.hidden(index) {
+                        self.learn(index)?;
+                        self.last_news = self.searched();
+                    }
                 }
             }
             let before = self.session.records().len();
             self.anneal()?;
             if self.options.learns && self.searched() - self.last_news > STAGNATION {
-                // As many probes for what is known as the round took, so that neither starves.
+                // In proportion to what the round took, so that neither starves.
                 while self.session.records().len() - before
-                    < 2 * (self.searched_since(before).max(1))
+                    < (1 + REFINEMENT) * self.searched_since(before).max(1)
                     && self.refine()?
                 {}
             }
@@ -140,19 +152,57 @@ impl<'s, 'a> Search<'s, 'a> {
             .count()
     }
 
-    /// An anomalous record that belongs to nothing known.
-    fn unsettled(&self) -> Option<usize> {
-        let regions: Vec<Region> = self
-            .known
-            .iter()
-            .map(|mfs| mfs.region_at_most(self.session.space()))
-            .collect();
-        let foreign = |record: &Record| {
-            record.verdict.symptom().is_some()
-                && !regions.iter().any(|region| region.contains(&record.point))
-        };
+    /// An anomalous record that belongs to nothing known: of those there are, one of the look that most of them have. What is common is soonest learnt,
+    /// and out of the way of the rest.
+    fn unsettled(&mut self) -> Option<usize> {
+        self.update_signals();
+        let regions = self.known_regions();
         let records = self.session.records();
-        (0..records.len()).find(|&i| !self.settled.contains(&i) && foreign(&records[i]))
+        let foreign: Vec<usize> = (0..records.len())
+            .filter(|i| {
+                let record = &records[*i];
+                !self.settled.contains(i)
+                    && record.verdict.symptom().is_some()
+                    && !regions.iter().any(|region| region.contains(&record.point))
+            })
+            .collect();
+        let alike = |index: &usize| {
+            let record = &records[*index];
+            let symptom = *record.verdict.symptom().expect("an anomalous record");
+            let case = Case::new(*index, record, symptom, self.all_signals[*index].clone());
+            let shows = |&other: &usize| {
+                case.sight(&records[other], &self.all_signals[other]) == Some(Sight::Shows)
+            };
+            foreign.iter().filter(|other| shows(other)).count()
+        };
+        foreign.iter().copied().rev().max_by_key(alike)
+    }
+
+    /// Whether a record may belong to a known anomaly that something else hides there.
+    fn hidden(&self, index: usize) -> bool {
+        let record = &self.session.records()[index];
+        self.known.iter().any(|case| {
+            case.mfs
+                .region_at_most(self.session.space())
+                .contains(&record.point)
+                && !matches!(
+                    case.sight(record, &self.all_signals[index]),
+                    Some(Sight::Absent) | None
+                )
+        })
+    }
+
+    /// The signals of each record, as of the last update.
+    pub(crate) fn all_signals(&self) -> &[Vec<f64>] {
+        &self.all_signals
+    }
+
+    /// Computes the signals of records that are new.
+    pub(crate) fn update_signals(&mut self) {
+        for index in self.all_signals.len()..self.session.records().len() {
+            let signals = self.signals(&self.session.records()[index]);
+            self.all_signals.push(signals);
+        }
     }
 
     /// Random points, as long as they show anomalies of a new look.
@@ -201,7 +251,7 @@ impl<'s, 'a> Search<'s, 'a> {
     pub(crate) fn known_regions(&self) -> Vec<Region> {
         self.known
             .iter()
-            .map(|mfs| mfs.region(self.session.space()))
+            .map(|case| case.mfs.region(self.session.space()))
             .collect()
     }
 
@@ -242,8 +292,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let explained: f64 = known
             .iter()
             .zip(&self.known)
-            .map(|(region, mfs)| {
-                mfs.signature.get(signal).copied().unwrap_or(0.0)
+            .map(|(region, case)| {
+                case.mfs.signature.get(signal).copied().unwrap_or(0.0)
                     * region.nearness(&record.point, space)
             })
             .sum();
@@ -444,168 +494,5 @@ fn surely_anomalous(records: &[Record], space: &Space) -> Vec<Region> {
             }
             _ => return found,
         }
-    }
-}
-
-/// The mutations of a round that are still worth trying.
-struct Ideas {
-    untried: Vec<Setting>,
-    /// Those that led into what is known already.
-    postponed: Vec<Setting>,
-    /// For each axis: its range, the values tried, and those of them that hurt.
-    axes: BTreeMap<Axis, Line>,
-}
-
-struct Line {
-    range: (f64, f64),
-    tried: Vec<f64>,
-    hurting: Vec<f64>,
-}
-
-impl Ideas {
-    fn new(space: &Space) -> Self {
-        let names = Category::ALL.into_iter().flat_map(|category| {
-            space
-                .choices(category)
-                .into_iter()
-                .map(move |choice| Setting::Choice(category, choice))
-        });
-        let ends = Axis::ALL.into_iter().flat_map(|axis| {
-            let (low, high) = space.range(axis);
-            [Setting::Axis(axis, low), Setting::Axis(axis, high)]
-        });
-        let line = |axis| {
-            let (low, high) = space.range(axis);
-            Line {
-                range: (f64::from(low), f64::from(high)),
-                tried: Vec::new(),
-                hurting: Vec::new(),
-            }
-        };
-        Ideas {
-            untried: names.chain(ends).collect(),
-            postponed: Vec::new(),
-            axes: Axis::ALL
-                .into_iter()
-                .map(|axis| (axis, line(axis)))
-                .collect(),
-        }
-    }
-
-    /// A random change that was not tried, the likelier the oftener changes of its dimension helped in this search.
-    fn next(
-        &mut self,
-        here: &Point,
-        relevance: &BTreeMap<Feature, (u32, u32)>,
-        rng: &mut Pcg64,
-    ) -> Option<Setting> {
-        let weight = |setting: &Setting| {
-            let applies = !matches!(setting, Setting::Axis(axis, _) if !axis.applies(here));
-            if !applies || Setting::of(setting.feature(), here) == *setting {
-                return 0.0;
-            }
-            let (helped, tried) = relevance
-                .get(&setting.feature())
-                .copied()
-                .unwrap_or_default();
-            let rate = (f64::from(helped) + 1.0) / (f64::from(tried) + 4.0);
-            // Most conditions are bounds, and a number has many values where a name has few.
-            if matches!(setting, Setting::Axis(..)) {
-                2.0 * rate
-            } else {
-                rate
-            }
-        };
-        // Few queue pairs and regions first: if they do, all that follows takes less time.
-        let cheap = |setting: &Setting| matches!(setting, Setting::Axis(axis @ (Axis::Qps | Axis::Regions), v) if *v < axis.of(here) / 8);
-        if let Some(place) = self
-            .untried
-            .iter()
-            .position(|setting| cheap(setting) && weight(setting) > 0.0)
-        {
-            return Some(self.untried.swap_remove(place));
-        }
-        let weights: Vec<f64> = self.untried.iter().map(weight).collect();
-        let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
-        let place = weights.iter().position(|weight| {
-            left -= weight;
-            *weight > 0.0 && left <= 0.0
-        })?;
-        Some(self.untried.swap_remove(place))
-    }
-
-    /// What a change did to the energy. An end that helped leaves its axis done, for beyond it there is nothing. Where values on both sides of the
-    /// present one hurt, the middle between them is tried, and the middles towards each: a plateau between two bounds is found so, though nothing on it
-    /// tells its middle from its rim.
-    fn learn(&mut self, setting: Setting, here: &Point, energy: f64, significant: f64) {
-        let Setting::Axis(axis, value) = setting else {
-            return;
-        };
-        let value = f64::from(value);
-        let line = self.axes.get_mut(&axis).expect("every axis has a line");
-        line.tried.push(value);
-        let helped = energy < -significant;
-        if helped {
-            self.untried
-                .retain(|other| other.feature() != setting.feature());
-        } else if energy > significant {
-            line.hurting.push(value);
-            // The other end is worth a second look: it leads away from here.
-            let end = if value < f64::from(axis.of(here)) {
-                line.range.1
-            } else {
-                line.range.0
-            };
-            let idea = Setting::Axis(axis, end as u32);
-            if !line.hurting.contains(&end) && !self.untried.contains(&idea) {
-                self.untried.push(idea);
-            }
-        }
-        let at = if helped {
-            value
-        } else {
-            f64::from(axis.of(here))
-        };
-        let below = line
-            .hurting
-            .iter()
-            .copied()
-            .filter(|v| *v < at)
-            .fold(0.0, f64::max);
-        let above = line
-            .hurting
-            .iter()
-            .copied()
-            .filter(|v| *v > at)
-            .fold(f64::INFINITY, f64::min);
-        if below == 0.0 || above.is_infinite() {
-            return;
-        }
-        for middle in [below * above, below * at, at * above].map(|product| product.sqrt().round())
-        {
-            let news = (line.range.0..=line.range.1).contains(&middle)
-                && line.tried.iter().all(|v| (v / middle).ln().abs() > 0.2);
-            let idea = Setting::Axis(axis, middle as u32);
-            if news && !self.untried.contains(&idea) {
-                self.untried.push(idea);
-            }
-        }
-    }
-
-    /// Whether a number is farther than the present one from all values that hurt. Between bounds nothing tells how near they are; there
-    /// this does, and a workload far from every bound of an anomaly shows it.
-    fn is_deeper(&self, setting: Setting, here: &Point) -> bool {
-        let Setting::Axis(axis, value) = setting else {
-            return false;
-        };
-        let distance = |value: u32| {
-            let far = |hurting: &f64| (f64::from(value) / hurting).ln().abs();
-            self.axes[&axis]
-                .hurting
-                .iter()
-                .map(far)
-                .fold(f64::INFINITY, f64::min)
-        };
-        distance(axis.of(here)).is_finite() && distance(value) > distance(axis.of(here))
     }
 }

@@ -9,7 +9,6 @@ use std::io::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::monitor::{Monitor, Verdict};
-use crate::region::Region;
 use crate::space::{Point, Space};
 use crate::subsystem::Subsystem;
 
@@ -24,8 +23,10 @@ const CLEAR: f64 = 0.75;
 pub enum Purpose {
     /// To look for anomalies.
     Search,
-    /// To learn what a known one needs.
+    /// To learn roughly what a new one needs.
     Extract,
+    /// To learn finely what a known one needs.
+    Refine,
 }
 
 /// One measured workload.
@@ -220,13 +221,6 @@ impl<'a> Session<'a> {
         serde_json::to_writer(&mut *journal, record)?;
         journal.write_all(b"\n")?;
         journal.flush()
-    }
-
-    /// The clean workloads of a region.
-    pub fn clean_in<'s>(&'s self, region: &'s Region) -> impl Iterator<Item = &'s Record> {
-        self.records
-            .iter()
-            .filter(|record| record.verdict.is_clean() && region.contains(&record.point))
     }
 }
 

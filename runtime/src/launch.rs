@@ -165,7 +165,8 @@ impl Launch {
     fn fingerprint(&self) -> Result<Fingerprint, Failure> {
         let model = &self.settings.model;
         let hash = fingerprint::of_model(model.path.as_deref(), model.is_dummy())?;
-        Ok(Fingerprint::new(&self.settings.cluster, &model.name, &hash))
+        Ok(Fingerprint::new(&self.settings.cluster, &model.name, &hash)
+            .and("cluster.transport", self.settings.transport.name()))
     }
 
     /// As [`Launch::start_cluster`], with what it takes to speak text.

@@ -1,12 +1,15 @@
 //! The network of a cluster of processes, as the configuration says.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
+use volley_transports::Fabric;
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
+use volley_transports::rdma::RdmaFabric;
 
 use crate::certificate;
-use crate::config::NetworkSettings;
+use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
 use crate::membership::Membership;
 
@@ -129,4 +132,23 @@ pub fn bind(
         certificate::watch(&node, folder, identity)?;
     }
     Ok(node)
+}
+
+/// What carries rows to other workers, which are met over `node`.
+///
+/// # Errors
+/// RDMA is wanted, but libibverbs or the devices are not there.
+pub fn fabric(settings: &Settings, node: &QuicNode) -> Result<Arc<dyn Fabric>, Failure> {
+    match settings.transport {
+        Transport::Quic => Ok(Arc::new(node.clone())),
+        Transport::Rdma => {
+            let rdma = &settings.rdma;
+            let fabric = RdmaFabric::open(node.clone(), rdma.options.clone(), rdma.spin);
+            let fabric = fabric.map_err(|error| {
+                Failure::new(format!("cluster.transport is `rdma`, but {error}"))
+            })?;
+            tracing::info!("rows travel by {fabric:?}");
+            Ok(Arc::new(fabric))
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `volley vet`: find the RDMA workloads that a subsystem handles badly, and keep clear of them.
 
+mod host;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -8,8 +10,9 @@ use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use volley_collie::{
-    Direction, KnownAnomalies, Memory, Model, Monitor, Operation, Point, Record, Session,
-    Simulated, Space, Strategy, Subsystem, anomalies_markdown, evaluate, evaluation_markdown,
+    Direction, Feature, KnownAnomalies, Memory, Model, Monitor, Operation, Point, Record, Session,
+    Simulated, Space, Strategy, Subsystem, anomalies_html, anomalies_markdown, evaluate,
+    evaluation_markdown, evaluation_svg, probe_command,
 };
 
 use crate::failure::Failure;
@@ -23,11 +26,14 @@ pub(crate) struct VetArgs {
 }
 
 const AFTER_HELP: &str = "\
-  volley vet search --subsystem F --hours 10 --out anomalies.json --report anomalies.md
+  volley vet preflight                                                exit code 1 if a check is bad
+  volley vet watch --device mlx5_0 --seconds 10                       exit code 1 on pauses or losses
+  volley vet search --subsystem F --hours 10 --out anomalies.json --report anomalies.html
   volley vet match --anomalies anomalies.json --workload mine.json    exit code 1 if it meets one
   volley vet restrict --anomalies anomalies.json --space mine.toml    what a design must avoid
   volley vet diff old.json new.json                                   exit code 1 if anomalies appeared
-  volley vet evaluate --subsystem F --seeds 100                       the search against its rivals
+  volley vet clear --anomalies anomalies.json --workload mine.json --may-change batch,sges
+  volley vet evaluate --subsystem F --seeds 100 --plot curves.svg     the search against its rivals
 
 Subsystems are simulated: F and H are the paper's, random:SEED is drawn from a grammar of conditions.";
 
@@ -39,6 +45,12 @@ enum Vet {
     Probe(ProbeArgs),
     /// Say which known anomalies a workload meets, and each way out
     Match(MatchArgs),
+    /// Change a workload's settings, where they may be changed, until it meets no known anomaly
+    Clear(ClearArgs),
+    /// Look at this host's configuration: link, PCIe, NUMA, ordering, ACS, MTU, GIDs, flow control, memlock
+    Preflight(host::PreflightArgs),
+    /// Watch a device's pauses and losses while an application runs
+    Watch(host::WatchArgs),
     /// Say what workloads of a space must avoid
     Restrict(RestrictArgs),
     /// Write the report of a file of known anomalies
@@ -69,7 +81,7 @@ struct SearchArgs {
     /// Write the anomalies here
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Write a report in Markdown here
+    /// Write a report here: a page of HTML if the name ends so, else Markdown
     #[arg(long)]
     report: Option<PathBuf>,
     /// Print the anomalies as JSON
@@ -171,6 +183,22 @@ struct MatchArgs {
 }
 
 #[derive(Debug, Args)]
+struct ClearArgs {
+    /// The file of known anomalies
+    #[arg(long)]
+    anomalies: PathBuf,
+    /// The workload (JSON or TOML), as `volley vet probe --json` prints one
+    #[arg(long)]
+    workload: PathBuf,
+    /// Settings that may be changed, by their options of `volley vet probe`: batch,send-depth,mtu
+    #[arg(long, value_delimiter = ',')]
+    may_change: Vec<String>,
+    /// Print the workload and the changes as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct RestrictArgs {
     /// The file of known anomalies
     #[arg(long)]
@@ -188,6 +216,12 @@ struct ReportArgs {
     /// The file of known anomalies
     #[arg(long)]
     anomalies: PathBuf,
+    /// The journal of the search, for its plot and for counters before and after
+    #[arg(long)]
+    journal: Option<PathBuf>,
+    /// Write a page of HTML here, instead of printing Markdown
+    #[arg(long)]
+    html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -212,6 +246,9 @@ struct EvaluateArgs {
     /// Simulated hours of each search
     #[arg(long, default_value_t = 10.0)]
     hours: f64,
+    /// Plot every strategy's curve here, as SVG
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// Print as JSON
     #[arg(long)]
     json: bool,
@@ -227,7 +264,10 @@ pub(crate) fn run(args: VetArgs) -> Result<(), Failure> {
         Vet::Probe(args) => probe(args),
         Vet::Match(args) => match_workload(args),
         Vet::Restrict(args) => restrict(args),
-        Vet::Report(args) => print(&anomalies_markdown(&load(&args.anomalies)?)),
+        Vet::Clear(args) => clear(args),
+        Vet::Preflight(args) => host::run_preflight(args),
+        Vet::Watch(args) => host::run_watch(args),
+        Vet::Report(args) => report(args),
         Vet::Diff(args) => diff(args),
         Vet::Evaluate(args) => {
             let hours = positive_hours(args.hours)?;
@@ -235,6 +275,10 @@ pub(crate) fn run(args: VetArgs) -> Result<(), Failure> {
                 return Err(Failure::new("--seeds is 0: give at least 1"));
             }
             let evaluation = evaluate(&model(&args.subsystem)?, &Strategy::ALL, args.seeds, hours);
+            if let Some(path) = &args.plot {
+                fs::write(path, evaluation_svg(&evaluation))
+                    .map_err(|error| Failure::file(path, &error))?;
+            }
             if args.json {
                 print_json(&json!(evaluation))
             } else {
@@ -312,7 +356,8 @@ fn search(args: SearchArgs) -> Result<(), Failure> {
     if let (Some(error), Some(path)) = (session.broken(), &args.journal) {
         return Err(Failure::new(format!("{}: {error}", path.display())));
     }
-    let probes = session.records().len();
+    let records = session.records().to_vec();
+    let probes = records.len();
     let known = KnownAnomalies::new(args.subsystem, space, counters, learnt);
     if let Some(path) = &args.out {
         known
@@ -320,7 +365,12 @@ fn search(args: SearchArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::new(error.to_string()))?;
     }
     if let Some(path) = &args.report {
-        fs::write(path, anomalies_markdown(&known)).map_err(|error| Failure::file(path, &error))?;
+        let text = if path.extension().is_some_and(|end| end == "html") {
+            anomalies_html(&known, &records)
+        } else {
+            anomalies_markdown(&known)
+        };
+        fs::write(path, text).map_err(|error| Failure::file(path, &error))?;
     }
     if args.json {
         return print_json(&json!(known));
@@ -337,33 +387,25 @@ fn search(args: SearchArgs) -> Result<(), Failure> {
     print(&text)
 }
 
+fn report(args: ReportArgs) -> Result<(), Failure> {
+    let known = load(&args.anomalies)?;
+    let Some(path) = &args.html else {
+        return print(&anomalies_markdown(&known));
+    };
+    let records = match &args.journal {
+        Some(journal) => read_journal(journal)?.0,
+        None => Vec::new(),
+    };
+    fs::write(path, anomalies_html(&known, &records)).map_err(|error| Failure::file(path, &error))
+}
+
 /// The measurements of a journal, and the file to append further ones to. A last line that was cut off with the search is dropped.
 fn journal(path: &Path) -> Result<(Vec<Record>, File), Failure> {
-    let mut done = Vec::new();
-    let mut whole = 0;
-    if let Ok(file) = File::open(path) {
-        let mut reader = BufReader::new(file);
-        let mut line = String::new();
-        while reader
-            .read_line(&mut line)
-            .map_err(|error| Failure::file(path, &error))?
-            > 0
-        {
-            if !line.ends_with('\n') {
-                break;
-            }
-            let record = serde_json::from_str(&line).map_err(|error| {
-                Failure::new(format!(
-                    "{}: line {}: {error}",
-                    path.display(),
-                    done.len() + 1
-                ))
-            })?;
-            done.push(record);
-            whole += line.len() as u64;
-            line.clear();
-        }
-    }
+    let (done, whole) = if path.exists() {
+        read_journal(path)?
+    } else {
+        (Vec::new(), 0)
+    };
     let open = || -> std::io::Result<File> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         file.set_len(whole)?;
@@ -372,6 +414,31 @@ fn journal(path: &Path) -> Result<(Vec<Record>, File), Failure> {
     open()
         .map(|file| (done, file))
         .map_err(|error| Failure::file(path, &error))
+}
+
+/// The measurements of a journal, and how many bytes its whole lines take.
+fn read_journal(path: &Path) -> Result<(Vec<Record>, u64), Failure> {
+    let (mut done, mut whole, mut line) = (Vec::new(), 0, String::new());
+    let file = File::open(path).map_err(|error| Failure::file(path, &error))?;
+    let mut reader = BufReader::new(file);
+    while reader
+        .read_line(&mut line)
+        .map_err(|error| Failure::file(path, &error))?
+        > 0
+        && line.ends_with('\n')
+    {
+        let record = serde_json::from_str(&line).map_err(|error| {
+            Failure::new(format!(
+                "{}: line {}: {error}",
+                path.display(),
+                done.len() + 1
+            ))
+        })?;
+        done.push(record);
+        whole += line.len() as u64;
+        line.clear();
+    }
+    Ok((done, whole))
 }
 
 fn probe(args: ProbeArgs) -> Result<(), Failure> {
@@ -403,15 +470,52 @@ fn probe(args: ProbeArgs) -> Result<(), Failure> {
     print(&text)
 }
 
+/// A workload of the space that anomalies are known of.
+fn read_workload(path: &Path, known: &KnownAnomalies) -> Result<Point, Failure> {
+    let point: Point = read(path)?;
+    known.space.admits(&point).map_err(|error| {
+        Failure::new(format!(
+            "{}: {error}: of such workloads nothing is known",
+            path.display()
+        ))
+    })?;
+    Ok(point)
+}
+
+fn clear(args: ClearArgs) -> Result<(), Failure> {
+    let known = load(&args.anomalies)?;
+    let point = read_workload(&args.workload, &known)?;
+    let may_change: Vec<Feature> = args
+        .may_change
+        .iter()
+        .map(|name| {
+            Feature::all()
+                .find(|feature| feature.name() == name)
+                .ok_or_else(|| {
+                    let all: Vec<&str> = Feature::all().map(Feature::name).collect();
+                    Failure::new(format!(
+                        "--may-change: '{name}' is no setting: give some of {}",
+                        all.join(", ")
+                    ))
+                })
+        })
+        .collect::<Result<_, _>>()?;
+    let (there, changes) = known
+        .clear(&point, &may_change)
+        .map_err(|error| Failure::new(error.to_string()))?;
+    if args.json {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        return print_json(&json!({ "workload": there, "changes": changes }));
+    }
+    for change in &changes {
+        print(&format!("{change}\n"))?;
+    }
+    print(&format!("{}\n", probe_command(&known.subsystem, &there)))
+}
+
 fn match_workload(args: MatchArgs) -> Result<(), Failure> {
     let known = load(&args.anomalies)?;
-    let point: Point = read(&args.workload)?;
-    if let Err(error) = known.space.admits(&point) {
-        return Err(Failure::new(format!(
-            "{}: {error}: of such workloads nothing is known",
-            args.workload.display()
-        )));
-    }
+    let point = read_workload(&args.workload, &known)?;
     let met = known.met_by(&point);
     if args.json {
         print_json(&json!(met))?;

@@ -111,7 +111,9 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         address: node.local_addr().to_string(),
     });
     let hash = fingerprint::of_model(raw.model_path(), settings.model.is_dummy())?;
-    let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash);
+    let fabric = network::fabric(&settings, &node)?;
+    let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash)
+        .and("cluster.transport", settings.transport.name());
     tracing::info!(
         "{worker} listens at {}, {:.2} s after its start; it loads and calls the controller ({})",
         node.local_addr(),
@@ -163,6 +165,7 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         weights: model.weights(),
         fingerprint,
         node,
+        fabric,
         controller: Box::new(move || network::find_controller(&*membership)),
         progress: Arc::new(move |progress| {
             if let Some(display) = &display {

@@ -60,6 +60,7 @@ fn certificates_are_made_listed_renewed_and_revoked() {
         [
             row("controller", "controller", 364, false),
             row("gpu-7", "worker", 9, false),
+            row("scheduler", "scheduler", 364, false),
             row("worker", "worker", 364, false)
         ]
     );
@@ -81,7 +82,7 @@ fn certificates_are_made_listed_renewed_and_revoked() {
     // Everybody gets the list; a new certificate is not on it.
     done(out, &["--revoke", "gpu-7"]);
     assert_eq!(list(out)[1], row("gpu-7", "worker", 49, true));
-    for member in ["controller", "worker", "gpu-7"] {
+    for member in ["controller", "scheduler", "worker", "gpu-7"] {
         assert!(out.join(member).join("revoked.pem").exists(), "{member}");
     }
     done(out, &["--renew", "--worker", "gpu-7"]);

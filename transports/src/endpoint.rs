@@ -16,6 +16,7 @@ use crate::{Lane, MicroBatch, Role, Waker, WorkerId};
 ///   two slots until the holder posts.
 /// * Everything written before [`post`](Self::post) is visible to the peer when it polls the arrival.
 /// * Lanes are independent: nothing is said about the order of arrivals on different lanes.
+/// * An owner that goes on polling or waiting moves its frames: a fabric may need that to send what could not leave at once.
 /// * Frames that a peer posted before it closed arrive before its [`Event::Lost`], which comes exactly once.
 /// * No method but the constructor of the fabric allocates, and only [`wait`](Self::wait) blocks.
 /// * Misuse (a lane not held, a length over the capacity, an unknown lane) is a [`LaneError`] and changes nothing.

@@ -4,6 +4,7 @@
 //!   one process.
 //! * The wire format is a checked view over bytes: [`DispatchFrame`] out, [`CombineFrame`] back.
 //! * The M2N exchange stands on both: [`Scatter`] and [`Gather`] on the attention side, [`Merge`] on the expert side.
+//! * Between processes, [`quic`] and [`rdma`] are fabrics ([`Fabric`]); [`verbs`] is the interface of RDMA hardware, over libibverbs opened at run time.
 //! * [`conformance`] is the suite of tests that every fabric passes.
 
 mod ball;
@@ -11,14 +12,17 @@ pub mod conformance;
 mod detached;
 mod element;
 mod endpoint;
+mod fabric;
 mod id;
 mod in_process;
 mod m2n;
 mod participants;
 pub mod quic;
+pub mod rdma;
 pub mod simulated;
 mod slot;
 mod topology;
+pub mod verbs;
 mod waker;
 mod wire;
 
@@ -26,6 +30,7 @@ pub use ball::Spin;
 pub use detached::Detached;
 pub use element::{Element, Rows, RowsMut};
 pub use endpoint::{Endpoint, Event, FIRST_HOLDER, LaneError, LostReason, lane_index};
+pub use fabric::{Fabric, FabricError};
 pub use id::{Epoch, Lane, Layer, MicroBatch, Role, Step, StepKey, WorkerId, WorkerNameError};
 pub use in_process::{InProcess, InProcessFabric};
 pub use m2n::{

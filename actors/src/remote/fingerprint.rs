@@ -77,6 +77,13 @@ impl Fingerprint {
         }
     }
 
+    /// One more thing that must be equal.
+    #[must_use]
+    pub fn and(mut self, name: &str, value: &str) -> Self {
+        self.equal.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// What must be equal and is not.
     pub fn differences(&self, theirs: &Fingerprint) -> Vec<Difference> {
         differences(&self.equal, &theirs.equal)

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use volley_models::{Crew, WeightSource};
 use volley_transports::quic::{ControlReceiver, ControlSender, NodeRole, QuicNode};
-use volley_transports::{Endpoint, Role, Topology, WorkerId};
+use volley_transports::{Endpoint, Fabric, Role, Topology, WorkerId};
 
 use super::Fingerprint;
 use super::message::{FromWorker, ToWorker, decode, encode};
@@ -44,8 +44,10 @@ pub struct RemoteWorker {
     pub weights: Arc<dyn WeightSource>,
     /// What it has in common with the controller.
     pub fingerprint: Fingerprint,
-    /// The network.
+    /// The network over which the controller is called.
     pub node: QuicNode,
+    /// What carries rows to other workers.
+    pub fabric: Arc<dyn Fabric>,
     /// Finds the controller; asked again before each call, so it may move.
     pub controller: Box<dyn FnMut() -> Result<SocketAddr, String>>,
     /// Hears how far loading is.
@@ -348,10 +350,10 @@ impl Serving {
         match message {
             ToWorker::Regroup(wire) => {
                 let grouping = wire.grouping().map_err(|reason| self.failed(reason))?;
-                let RemoteWorker { worker, node, .. } = &self.this;
-                let joined = node.join(grouping.epoch, *worker, &self.topology, &wire.addresses);
+                let RemoteWorker { worker, fabric, .. } = &self.this;
+                let joined = fabric.join(grouping.epoch, *worker, &self.topology, &wire.addresses);
                 let endpoint = joined.map_err(|error| self.failed(error.to_string()))?;
-                let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(Box::new(endpoint)));
+                let endpoint: Box<dyn Endpoint> = Box::new(Metered::new(endpoint));
                 let order = Order::Regroup(grouping, Lanes::Here(endpoint));
                 self.addr.do_send(order);
                 if self.mark(|startup| &mut startup.first_epoch) {

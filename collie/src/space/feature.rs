@@ -218,6 +218,14 @@ impl Feature {
             .chain(Axis::ALL.into_iter().map(Feature::Axis))
     }
 
+    /// The option of `volley vet probe` and the key of a space file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::Axis(axis) => axis.name(),
+            Feature::Category(category) => category.name(),
+        }
+    }
+
     /// Whether two points agree in it.
     pub fn agrees(self, a: &Point, b: &Point) -> bool {
         match self {

@@ -309,8 +309,14 @@ mod tests {
             let q4 = error(quantized::<Q4>(&weights[..32]).into_iter().zip(weights.iter().copied()));
             // Where the scale is no normal number it has fewer digits, and in the end none.
             if power > -110 {
-                prop_assert!(q8 < 0.01, "{q8}");
-                prop_assert!(q4 < 0.15, "{q4}");
+                // Half a step each, and what the scale's own rounding adds to large codes; steps follow from the largest weight.
+                let bound = |weights: &[f32], codes: f64| {
+                    let largest = weights.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+                    let squares: f64 = weights.iter().map(|x| f64::from(*x).powi(2)).sum();
+                    0.8 * f64::from(largest) / codes / (squares / weights.len() as f64).sqrt()
+                };
+                prop_assert!(q8 <= bound(&weights, 127.0), "{q8}");
+                prop_assert!(q4 <= bound(&weights[..32], 7.0), "{q4}");
             } else {
                 prop_assert!(q8 <= 1.0 && q4 <= 1.0, "{q8} {q4}");
             }

@@ -1,5 +1,6 @@
-//! `volley bench`: how fast the engine is by itself, or how a server behaves under load.
+//! `volley bench`: how fast the engine is by itself, how a server behaves under load, or how frames move.
 
+mod m2n;
 mod offline;
 mod online;
 mod report;
@@ -7,7 +8,7 @@ mod sse;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -15,8 +16,10 @@ use crate::flags::{ConfigFlags, Offline};
 
 /// Measure speed: the engine offline, or any OpenAI-compatible server by its URL.
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     input_len: u32,
@@ -37,12 +40,18 @@ pub struct BenchArgs {
     config: ConfigFlags<Offline>,
 }
 
+#[derive(Debug, Subcommand)]
+enum What {
+    M2n(m2n::M2nArgs),
+}
+
 const AFTER_HELP: &str = "\
 Examples:
   volley bench --model DIR --batch 1,8,32 --input-len 256 --output-len 128
   volley bench --model DIR --load-format dummy --attention-workers 1 --expert-workers 2
   volley bench --url http://127.0.0.1:8000 --requests 200 --rate 4 --slo-ttft 500 --slo-tpot 50
   volley bench --url http://127.0.0.1:8000 --requests 200 --rate inf --concurrency 32 --json run.json
+  volley bench m2n --transport quic --senders 8 --receivers 8 --bytes 256KiB
 
 Offline, each batch is handed in at once; decode begins when every request has its first token.
 Online, TTFT and TPOT are measured from the moment a request is sent.";
@@ -52,6 +61,9 @@ Online, TTFT and TPOT are measured from the moment a request is sent.";
 /// # Errors
 /// When there is nothing to measure: a refused configuration, a server that does not answer.
 pub fn run(args: BenchArgs) -> Result<(), Failure> {
+    if let Some(What::M2n(args)) = &args.what {
+        return m2n::run(args);
+    }
     match &args.online.url {
         Some(url) => {
             let report = online::run(url, &args)?;

@@ -104,6 +104,10 @@ pub const DTYPES: &[&str] = &["auto", "f32", "bf16"];
 pub const QUANTIZATIONS: &[&str] = &["none", "q8", "q4"];
 /// Where workers run.
 pub const ISOLATIONS: &[&str] = &["thread", "process", "host"];
+/// What carries rows between processes.
+pub const TRANSPORTS: &[&str] = &["quic", "rdma"];
+/// Which pages RDMA's slots are made of.
+pub const PAGES: &[&str] = &["transparent", "reserved"];
 /// Where weights come from.
 pub const LOAD_FORMATS: &[&str] = &["auto", "dummy"];
 /// Shapes of log lines.
@@ -166,6 +170,13 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("thread"),
         flag: Some("isolate"),
         help: "Where workers run. `thread`: in the server's own process. `process`: in processes of their own on this machine, which the server starts and restarts. `host`: wherever `volley worker` is started; they join the server.",
+    },
+    Key {
+        path: "cluster.transport",
+        kind: Kind::Choice(TRANSPORTS),
+        default: Default::Value("quic"),
+        flag: Some("transport"),
+        help: "What carries rows between workers in processes of their own. `quic`: any network. `rdma`: RoCE or InfiniBand, through libibverbs; see `[rdma]`. Within one process neither is used.",
     },
     Key {
         path: "cluster.expert_replicas",
@@ -308,6 +319,92 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("0.8"),
         flag: None,
         help: "Seconds without a sign of life after which a process is taken for lost. Living ones show one five times as often.",
+    },
+    Key {
+        path: "rdma.rails",
+        kind: Kind::Text,
+        default: Default::Value("auto"),
+        flag: None,
+        help: "Ports that rows travel by, as in `mlx5_0, mlx5_1:2`, in the same order on every host: first goes to first. Micro-batches are spread over them. `auto`: all that carry traffic.",
+    },
+    Key {
+        path: "rdma.gid_index",
+        kind: Kind::AutoInteger { min: 0, max: 255 },
+        default: Default::Value("auto"),
+        flag: None,
+        help: "Which of a port's addresses is used (`ibv_devinfo -v` lists them). `auto`: by its type, RoCEv2 over IPv4 first.",
+    },
+    Key {
+        path: "rdma.traffic_class",
+        kind: Kind::Integer { min: 0, max: 255 },
+        default: Default::Value("0"),
+        flag: None,
+        help: "DSCP (upper six bits) and ECN of RoCEv2 packets: what switches tell this traffic apart by. Acknowledgements have the same.",
+    },
+    Key {
+        path: "rdma.service_level",
+        kind: Kind::Integer { min: 0, max: 15 },
+        default: Default::Value("0"),
+        flag: None,
+        help: "Service level on InfiniBand, VLAN priority on RoCE.",
+    },
+    Key {
+        path: "rdma.mtu",
+        kind: Kind::AutoInteger {
+            min: 256,
+            max: 4096,
+        },
+        default: Default::Value("auto"),
+        flag: None,
+        help: "Bytes of payload in a packet: 256, 512, 1024, 2048 or 4096. `auto`: as much as both ports take.",
+    },
+    Key {
+        path: "rdma.timeout",
+        kind: Kind::Integer { min: 1, max: 31 },
+        default: Default::Value("14"),
+        flag: None,
+        help: "An acknowledgement is waited for 4.096 us times 2 to this power (14: 67 ms) before a packet is sent again.",
+    },
+    Key {
+        path: "rdma.retries",
+        kind: Kind::Integer { min: 0, max: 7 },
+        default: Default::Value("7"),
+        flag: None,
+        help: "How often a packet is sent again before the peer is lost.",
+    },
+    Key {
+        path: "rdma.depth",
+        kind: Kind::Integer {
+            min: 2,
+            max: 16_384,
+        },
+        default: Default::Value("64"),
+        flag: None,
+        help: "Frames to one peer and rail that may wait to be acknowledged; never less than two for each micro-batch.",
+    },
+    Key {
+        path: "rdma.inline_bytes",
+        kind: Kind::Integer { min: 0, max: 4096 },
+        default: Default::Value("220"),
+        flag: None,
+        help: "Frames up to this length travel inside their request, so that the card need not fetch them; the card must offer as much.",
+    },
+    Key {
+        path: "rdma.pages",
+        kind: Kind::Choice(PAGES),
+        default: Default::Value("transparent"),
+        flag: None,
+        help: "What slots are made of. `reserved`: huge pages set aside with `vm.nr_hugepages`, fewer for the card to keep track of.",
+    },
+    Key {
+        path: "rdma.spin",
+        kind: Kind::Integer {
+            min: 0,
+            max: 100_000_000,
+        },
+        default: Default::Value("1000"),
+        flag: None,
+        help: "How often a worker that waits looks for a frame before it sleeps. More costs processor time and saves microseconds.",
     },
     Key {
         path: "membership.backend",

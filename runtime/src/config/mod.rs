@@ -13,9 +13,11 @@ mod suggest;
 
 pub use kind::Kind;
 pub use problem::{ConfigError, Place, Problem};
-pub use raw::{FlagValues, Isolate, LogFormat, LogSettings, MembershipBackend, Raw, environment};
+pub use raw::{
+    FlagValues, Isolate, LogFormat, LogSettings, MembershipBackend, Raw, Transport, environment,
+};
 pub use settings::{
     CONTEXT_AUTO_MAX, Demand, KV_CONTEXTS_AUTO, MembershipSettings, ModelSettings, NetworkSettings,
-    ServerSettings, Settings, TRACE_SPANS_AUTO, TraceSettings,
+    RdmaSettings, ServerSettings, Settings, TRACE_SPANS_AUTO, TraceSettings,
 };
 pub use size::{ByteSize, SizeError};

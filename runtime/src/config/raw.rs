@@ -17,6 +17,7 @@ pub struct Raw {
     pub(super) cluster: RawCluster,
     pub(super) limits: RawLimits,
     pub(super) network: RawNetwork,
+    pub(super) rdma: RawRdma,
     pub(super) membership: RawMembership,
     pub(super) server: RawServer,
     /// What is logged, and how: known before the model is.
@@ -38,6 +39,7 @@ pub(super) struct RawCluster {
     pub(super) attention_workers: u16,
     pub(super) expert_workers: u16,
     pub(super) isolate: Isolate,
+    pub(super) transport: Transport,
     pub(super) expert_replicas: u16,
     pub(super) spare_experts: u16,
     pub(super) micro_batches: u8,
@@ -63,6 +65,48 @@ pub(super) struct RawNetwork {
     pub(super) certificates: Option<PathBuf>,
     pub(super) connections: u8,
     pub(super) idle_s: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawRdma {
+    pub(super) rails: String,
+    pub(super) gid_index: Auto<u8>,
+    pub(super) traffic_class: u8,
+    pub(super) service_level: u8,
+    pub(super) mtu: Auto<u32>,
+    pub(super) timeout: u8,
+    pub(super) retries: u8,
+    pub(super) depth: u32,
+    pub(super) inline_bytes: u32,
+    pub(super) pages: SlotPages,
+    pub(super) spin: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SlotPages {
+    Transparent,
+    Reserved,
+}
+
+/// What carries rows between processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Any network.
+    Quic,
+    /// RoCE or InfiniBand.
+    Rdma,
+}
+
+impl Transport {
+    /// As it is written in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Rdma => "rdma",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

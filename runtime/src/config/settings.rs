@@ -7,11 +7,15 @@ use std::time::Duration;
 use toml::Value;
 use volley_actors::ClusterConfig;
 use volley_models::{ComputeType, LoadFormat, ModelSpec, Quantization};
+use volley_transports::Spin;
+use volley_transports::rdma::{GidChoice, RailName, RdmaOptions};
+use volley_transports::verbs::{Mtu, Pages};
 
 use super::keys;
 use super::problem::{ConfigError, Problem};
 use super::raw::{
-    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, Quantize, Raw, WeightsFrom,
+    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, Quantize, Raw, SlotPages,
+    Transport, WeightsFrom,
 };
 use super::size::ByteSize;
 
@@ -35,8 +39,12 @@ pub struct Settings {
     pub cluster: ClusterConfig,
     /// Where workers run.
     pub isolate: Isolate,
+    /// What carries rows between processes.
+    pub transport: Transport,
     /// Section `[network]`.
     pub network: NetworkSettings,
+    /// Section `[rdma]`.
+    pub rdma: RdmaSettings,
     /// Section `[membership]`.
     pub membership: MembershipSettings,
     /// Section `[server]`.
@@ -100,6 +108,15 @@ pub struct NetworkSettings {
     pub connections: u8,
     /// After this long without a sign of life a process is lost.
     pub idle: Duration,
+}
+
+/// Section `[rdma]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RdmaSettings {
+    /// How the cards are used.
+    pub options: RdmaOptions,
+    /// How often a worker looks before it sleeps.
+    pub spin: Spin,
 }
 
 /// Section `[membership]`.
@@ -278,6 +295,7 @@ impl Settings {
             ));
         }
         let kv_blocks = kv_blocks(raw, spec, dtype, context, available, demand, &mut problems);
+        let rdma = rdma(raw, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
@@ -327,6 +345,8 @@ impl Settings {
                 timeline_spans,
             },
             isolate: cluster.isolate,
+            transport: cluster.transport,
+            rdma,
             network: raw.network(),
             membership: raw.membership(),
             server: ServerSettings {
@@ -397,6 +417,33 @@ impl Settings {
                 Isolate::Process => "process",
                 Isolate::Host => "host",
             }),
+            "cluster.transport" => text(self.transport.name()),
+            "rdma.rails" => match &self.rdma.options.rails[..] {
+                [] => text("auto"),
+                rails => {
+                    let rails: Vec<String> = rails.iter().map(ToString::to_string).collect();
+                    text(&rails.join(", "))
+                }
+            },
+            "rdma.gid_index" => match self.rdma.options.gid {
+                GidChoice::Auto => text("auto"),
+                GidChoice::Index(index) => integer(index.into()),
+            },
+            "rdma.traffic_class" => integer(self.rdma.options.traffic_class.into()),
+            "rdma.service_level" => integer(self.rdma.options.service_level.into()),
+            "rdma.mtu" => match self.rdma.options.mtu {
+                None => text("auto"),
+                Some(mtu) => integer(mtu.bytes().into()),
+            },
+            "rdma.timeout" => integer(self.rdma.options.timeout.into()),
+            "rdma.retries" => integer(self.rdma.options.retries.into()),
+            "rdma.depth" => integer(self.rdma.options.depth.into()),
+            "rdma.inline_bytes" => integer(self.rdma.options.inline_bytes.into()),
+            "rdma.pages" => text(match self.rdma.options.pages {
+                Pages::Transparent => "transparent",
+                Pages::Huge => "reserved",
+            }),
+            "rdma.spin" => integer(self.rdma.spin.0.into()),
             "membership.backend" => text(match self.membership.backend {
                 MembershipBackend::Static => "static",
                 MembershipBackend::Etcd => "etcd",
@@ -449,6 +496,55 @@ impl Settings {
             "trace.spans" => integer(cluster.timeline_spans as u64),
             _ => None,
         }
+    }
+}
+
+fn rdma(raw: &Raw, problems: &mut Vec<Problem>) -> RdmaSettings {
+    let typed = &raw.rdma;
+    let rails = match typed.rails.trim() {
+        "auto" => Ok(Vec::new()),
+        names => names
+            .split(',')
+            .map(|name| name.trim().parse::<RailName>())
+            .collect(),
+    };
+    let rails = rails.unwrap_or_else(|error| {
+        problems.push(Problem::derived("rdma.rails", error.to_string()));
+        Vec::new()
+    });
+    let mtu = match typed.mtu {
+        Auto::Auto => None,
+        Auto::Value(bytes) => {
+            let mtu = Mtu::from_bytes(bytes);
+            if mtu.is_none() {
+                let message = format!("is {bytes}; there are 256, 512, 1024, 2048 and 4096");
+                problems.push(Problem::derived("rdma.mtu", message));
+            }
+            mtu
+        }
+    };
+    let options = RdmaOptions {
+        rails,
+        gid: match typed.gid_index {
+            Auto::Auto => GidChoice::Auto,
+            Auto::Value(index) => GidChoice::Index(index),
+        },
+        traffic_class: typed.traffic_class,
+        service_level: typed.service_level,
+        mtu,
+        timeout: typed.timeout,
+        retries: typed.retries,
+        depth: typed.depth,
+        inline_bytes: typed.inline_bytes,
+        pages: match typed.pages {
+            SlotPages::Transparent => Pages::Transparent,
+            SlotPages::Reserved => Pages::Huge,
+        },
+        port_patience: Duration::from_secs_f64(raw.network.idle_s),
+    };
+    RdmaSettings {
+        options,
+        spin: Spin(typed.spin),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Accepting connections, bounded in number, memory and time, until it is time to stop.
 //!
-//! What a client can hold, and for how long: a place ([`Places`]) while no newcomer needs it or a request of it is answered; a buffer of
+//! What a client can hold, and for how long: a place (`Places`) while no newcomer needs it or a request of it is answered; a buffer of
 //! [`Limits::head_bytes`] in each direction; [`Limits::head_timeout`] for a request's head, which is also how long a connection may rest; and
 //! [`Limits::stall_timeout`] without taking anything of what is sent to it, or without any sign of life.
 

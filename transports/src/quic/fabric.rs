@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long an end that is dropped waits for its peers to have read everything.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
 
 /// One worker's end of a QUIC fabric, made by [`QuicNode::join`](super::QuicNode::join).
 pub struct QuicEndpoint {
@@ -30,7 +30,7 @@ pub struct QuicEndpoint {
     _leave: Leave,
 }
 
-pub(super) struct Leave(pub(super) Option<Box<dyn FnOnce() + Send>>);
+pub(crate) struct Leave(pub(super) Option<Box<dyn FnOnce() + Send>>);
 
 impl Drop for Leave {
     fn drop(&mut self) {
@@ -260,7 +260,7 @@ async fn accept_lane(connection: &Connection) -> Result<(u8, (SendStream, RecvSt
 }
 
 /// Why a connection ended, as far as the worker is concerned.
-fn reason(connection: &Connection) -> LostReason {
+pub(crate) fn reason(connection: &Connection) -> LostReason {
     match connection.close_reason() {
         Some(ConnectionError::TimedOut) => LostReason::TimedOut,
         Some(ConnectionError::ApplicationClosed(close))

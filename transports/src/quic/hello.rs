@@ -24,18 +24,37 @@ pub(super) enum Hello {
     Probe,
 }
 
+/// What the frames of a data connection's lanes travel by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// Streams of the connection.
+    Streams = 2,
+    /// Queue pairs, which are agreed on over the connection.
+    Verbs = 3,
+}
+
+impl std::fmt::Display for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Streams => "QUIC",
+            Self::Verbs => "RDMA",
+        })
+    }
+}
+
 /// Which lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DataHello {
-    pub(super) epoch: Epoch,
+pub(crate) struct DataHello {
+    pub(crate) carrier: Carrier,
+    pub(crate) epoch: Epoch,
     /// Index of the attention worker.
-    pub(super) attention: u16,
+    pub(crate) attention: u16,
     /// Index of the expert worker.
-    pub(super) expert: u16,
+    pub(crate) expert: u16,
     /// Which of the pair's connections. Micro-batch `b` is on connection `b % connections`.
-    pub(super) connection: u8,
-    pub(super) connections: u8,
-    pub(super) topology: Topology,
+    pub(crate) connection: u8,
+    pub(crate) connections: u8,
+    pub(crate) topology: Topology,
 }
 
 impl Hello {
@@ -49,10 +68,10 @@ impl Hello {
         put(&MAGIC);
         match self {
             Hello::Control => put(&[1]),
-            Hello::Probe => put(&[3]),
+            Hello::Probe => put(&[4]),
             Hello::Data(data) => {
                 put(&[
-                    2,
+                    data.carrier as u8,
                     data.connection,
                     data.connections,
                     data.topology.micro_batches,
@@ -88,8 +107,8 @@ impl Hello {
         let kind = number(take(1));
         let hello = match kind {
             1 => Hello::Control,
-            3 => Hello::Probe,
-            2 => {
+            4 => Hello::Probe,
+            2 | 3 => {
                 let (connection, connections) = (number(take(1)) as u8, number(take(1)) as u8);
                 let micro_batches = number(take(1)) as u8;
                 let epoch = Epoch(number(take(4)) as u32);
@@ -114,6 +133,11 @@ impl Hello {
                     ));
                 }
                 Hello::Data(DataHello {
+                    carrier: if kind == 2 {
+                        Carrier::Streams
+                    } else {
+                        Carrier::Verbs
+                    },
                     epoch,
                     attention,
                     expert,
@@ -230,6 +254,11 @@ mod tests {
                 (a, e, c),
                 connections,
             )| DataHello {
+                carrier: if c % 2 == 0 {
+                    Carrier::Streams
+                } else {
+                    Carrier::Verbs
+                },
                 epoch: Epoch(epoch),
                 attention: a % attention,
                 expert: e % experts,
@@ -282,6 +311,7 @@ mod tests {
             combine_bytes: 5,
         };
         let data = DataHello {
+            carrier: Carrier::Streams,
             epoch: Epoch(1),
             attention: 0,
             expert: 0,

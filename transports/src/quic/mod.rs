@@ -30,6 +30,10 @@ pub use framing::read_messages;
 #[doc(hidden)]
 pub use hello::describe_hello;
 
+pub(crate) use fabric::{LINGER, Leave, reason};
+pub(crate) use hello::{Carrier, DataHello};
+pub(crate) use node::{Calls, check};
+
 pub use authority::{CertificateAuthority, IssuedCertificate, revoked_serials};
 pub use control::{ControlLink, ControlReceiver, ControlSender, Peer};
 pub use error::QuicError;

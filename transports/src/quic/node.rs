@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::QuicError;
 use super::control::{ControlLink, Peer};
 use super::fabric::{self, Leave, PeerSide, QuicEndpoint};
-use super::hello::{DataHello, Hello, LEFT, REASON_MAX, REFUSED, TAKEN};
+use super::hello::{Carrier, DataHello, Hello, LEFT, REASON_MAX, REFUSED, TAKEN};
 use super::identity::{self, Identity, NodeRole};
 use super::setup::{self, LANES_MAX, Window};
 use super::welcome::{Arrived, CALLERS_MAX, LINKS_WAITING_MAX, STRANGERS_MAX, serve_as_called};
@@ -98,6 +98,7 @@ pub(super) struct Shared {
 
 /// An expert worker that expects connections.
 pub(super) struct Joined {
+    pub(super) carrier: Carrier,
     pub(super) epoch: Epoch,
     pub(super) topology: Topology,
     /// By attention worker; none when the worker has left the epoch.
@@ -313,21 +314,7 @@ impl QuicNode {
         topology: &Topology,
         experts: &[Option<SocketAddr>],
     ) -> Result<QuicEndpoint, QuicError> {
-        topology.bytes()?;
-        let slot = topology.dispatch_bytes.max(topology.combine_bytes);
-        if u32::try_from(slot).is_err() || u32::from(topology.micro_batches) > LANES_MAX {
-            return Err(QuicError::Option(format!(
-                "slots of {slot} bytes and {} micro-batches: QUIC takes slots of 4 GiB less one byte, and {LANES_MAX} micro-batches",
-                topology.micro_batches
-            )));
-        }
-        if me.index >= topology.workers(me.role) {
-            return Err(QuicError::Option(format!(
-                "{me} is not one of {} {} workers",
-                topology.workers(me.role),
-                me.role
-            )));
-        }
+        check(me, topology)?;
         let shared = &self.0.shared;
         match me.role {
             Role::Attention => {
@@ -351,23 +338,7 @@ impl QuicNode {
                 Ok(endpoint)
             }
             Role::Expert => {
-                let (takers, calls): (Vec<_>, Vec<_>) = (0..topology.attention)
-                    .map(|_| mpsc::channel(LANES_MAX as usize))
-                    .unzip();
-                let joined = Joined {
-                    epoch,
-                    topology: *topology,
-                    takers,
-                };
-                shared.joined().insert(me.index, joined);
-                shared.changes.send_modify(|count| *count += 1);
-                let node = self.clone();
-                let leave = Leave(Some(Box::new(move || {
-                    let mut joined = node.0.shared.joined();
-                    if let Some(joined) = joined.get_mut(&me.index).filter(|j| j.epoch == epoch) {
-                        joined.takers.clear();
-                    }
-                })));
+                let (calls, leave) = self.expect(Carrier::Streams, epoch, me, topology);
                 let (endpoint, sides) = fabric::build(me, topology, Spin::NONE, leave);
                 for (side, calls) in sides.into_iter().zip(calls) {
                     let connect = shared.options.connect;
@@ -382,7 +353,59 @@ impl QuicNode {
         }
     }
 
-    fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    /// Expects data connections of the attention workers, each to be taken from the receiver at its index, until the guard is dropped.
+    pub(crate) fn expect(
+        &self,
+        carrier: Carrier,
+        epoch: Epoch,
+        me: WorkerId,
+        topology: &Topology,
+    ) -> (Vec<Calls>, Leave) {
+        let shared = &self.0.shared;
+        let (takers, calls) = (0..topology.attention)
+            .map(|_| mpsc::channel(LANES_MAX as usize))
+            .unzip();
+        let joined = Joined {
+            carrier,
+            epoch,
+            topology: *topology,
+            takers,
+        };
+        shared.joined().insert(me.index, joined);
+        shared.changes.send_modify(|count| *count += 1);
+        let node = self.clone();
+        let leave = Leave(Some(Box::new(move || {
+            let mut joined = node.0.shared.joined();
+            if let Some(joined) = joined.get_mut(&me.index).filter(|j| j.epoch == epoch) {
+                joined.takers.clear();
+            }
+        })));
+        (calls, leave)
+    }
+
+    /// Calls an expert worker for one data connection, again and again until the time is up or the caller is `abandoned`.
+    pub(crate) async fn dial(
+        &self,
+        data: DataHello,
+        address: SocketAddr,
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Connection, LostReason> {
+        let shared = &self.0.shared;
+        let until = Instant::now() + shared.options.connect;
+        shared.dial(data, address, until, abandoned).await
+    }
+
+    /// How long a peer may take to be reached.
+    pub(crate) fn connect_limit(&self) -> Duration {
+        self.0.shared.options.connect
+    }
+
+    /// The node's end waits a little for those who hold one.
+    pub(crate) fn serving(&self) -> Arc<()> {
+        Arc::clone(&self.0.shared.serving)
+    }
+
+    pub(crate) fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
@@ -492,6 +515,39 @@ impl Shared {
         })
     }
 
+    /// Calls an expert worker until it is reached or the time is up.
+    async fn dial(
+        &self,
+        data: DataHello,
+        address: SocketAddr,
+        until: Instant,
+        abandoned: impl Fn() -> bool,
+    ) -> Result<Connection, LostReason> {
+        loop {
+            let call = self.call(address, NodeRole::Worker, Hello::Data(data));
+            let reason = match timeout_at(until, call).await {
+                Ok(Ok((connection, ..))) => {
+                    Window::lanes(&data).open(&connection);
+                    return Ok(connection);
+                }
+                Ok(Err(QuicError::Left { .. })) => return Err(LostReason::Closed),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("expert-{} at {address} did not answer", data.expert),
+            };
+            if abandoned() || Instant::now() + REDIAL >= until {
+                if !abandoned() {
+                    tracing::warn!(
+                        "attention-{}: no lanes of {}: {reason}",
+                        data.attention,
+                        data.epoch
+                    );
+                }
+                return Err(LostReason::Unreachable);
+            }
+            sleep(REDIAL).await;
+        }
+    }
+
     /// Calls an expert worker until it is reached or the time is up, and serves its lanes.
     async fn serve_as_caller(self: Arc<Self>, side: PeerSide, epoch: Epoch, address: SocketAddr) {
         let connections = self.options.connections.min(side.topology.micro_batches);
@@ -499,6 +555,7 @@ impl Shared {
         let mut open = Vec::new();
         for connection in 0..connections {
             let data = DataHello {
+                carrier: Carrier::Streams,
                 epoch,
                 attention: side.me.index,
                 expert: side.peer,
@@ -506,29 +563,39 @@ impl Shared {
                 connections,
                 topology: side.topology,
             };
-            loop {
-                let call = self.call(address, NodeRole::Worker, Hello::Data(data));
-                let reason = match timeout_at(until, call).await {
-                    Ok(Ok((connection, ..))) => {
-                        Window::lanes(&data).open(&connection);
-                        open.push((connection, data.micro_batches().collect()));
-                        break;
-                    }
-                    Ok(Err(QuicError::Left { .. })) => return side.lose(LostReason::Closed),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("expert-{} at {address} did not answer", side.peer),
-                };
-                if side.is_abandoned() || Instant::now() + REDIAL >= until {
-                    if !side.is_abandoned() {
-                        tracing::warn!("{}: no lanes of {epoch}: {reason}", side.me);
-                    }
-                    return side.lose(LostReason::Unreachable);
-                }
-                sleep(REDIAL).await;
+            match self
+                .dial(data, address, until, || side.is_abandoned())
+                .await
+            {
+                Ok(connection) => open.push((connection, data.micro_batches().collect())),
+                Err(reason) => return side.lose(reason),
             }
         }
         side.serve(open).await;
     }
+}
+
+/// Data connections of one attention worker as they come.
+pub(crate) type Calls = mpsc::Receiver<Arrived>;
+
+/// Whether `me` is one of the topology's, and the topology one that this protocol can carry.
+pub(crate) fn check(me: WorkerId, topology: &Topology) -> Result<(), QuicError> {
+    topology.bytes()?;
+    let slot = topology.dispatch_bytes.max(topology.combine_bytes);
+    if u32::try_from(slot).is_err() || u32::from(topology.micro_batches) > LANES_MAX {
+        return Err(QuicError::Option(format!(
+            "slots of {slot} bytes and {} micro-batches: QUIC takes slots of 4 GiB less one byte, and {LANES_MAX} micro-batches",
+            topology.micro_batches
+        )));
+    }
+    if me.index >= topology.workers(me.role) {
+        return Err(QuicError::Option(format!(
+            "{me} is not one of {} {} workers",
+            topology.workers(me.role),
+            me.role
+        )));
+    }
+    Ok(())
 }
 
 /// Who is at the other end, by its certificate.

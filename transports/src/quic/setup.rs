@@ -11,7 +11,7 @@ use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::hello::DataHello;
+use super::hello::{Carrier, DataHello};
 use super::identity::{Identity, IdentityError, content};
 use super::welcome::STRANGERS_MAX;
 use super::{QuicError, QuicOptions};
@@ -47,6 +47,10 @@ impl Window {
 
     /// For the lanes of a data connection: each has one frame on its way, and the next may begin before word is back that the last one was read.
     pub(super) fn lanes(data: &DataHello) -> Self {
+        if data.carrier == Carrier::Verbs {
+            // Offers and farewells are shorter than a hello's room.
+            return Self::stranger();
+        }
         const SLACK: usize = 64 << 10;
         let slot = data
             .topology

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
-use super::hello::{DataHello, Hello, REFUSED, TAKEN};
+use super::hello::{Hello, REFUSED, TAKEN};
 use super::setup::{self, Window};
 use super::welcome::STRANGERS_MAX;
 use super::*;
@@ -86,6 +86,7 @@ async fn within<T>(what: impl Future<Output = T>) -> T {
 
 fn data(epoch: u32, connection: u8, connections: u8) -> DataHello {
     DataHello {
+        carrier: Carrier::Streams,
         epoch: Epoch(epoch),
         attention: 0,
         expert: 0,

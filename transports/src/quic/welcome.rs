@@ -14,7 +14,7 @@ use super::control::{ControlLink, Peer};
 use super::fabric::PeerSide;
 use super::hello::{DataHello, HELLO_BYTES, Hello, LEFT, TAKEN, refusal};
 use super::identity::NodeRole;
-use super::node::{MTU_SEARCH, Shared, peer};
+use super::node::{Calls, MTU_SEARCH, Shared, peer};
 use super::setup::Window;
 use crate::{LostReason, Role};
 
@@ -28,7 +28,7 @@ pub(super) const LINKS_WAITING_MAX: usize = 64;
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// A data connection that was taken, and what its caller said.
-pub(super) type Arrived = (Connection, DataHello);
+pub(crate) type Arrived = (Connection, DataHello);
 
 /// A caller that has shown who it is and said hello.
 struct Caller {
@@ -164,6 +164,10 @@ impl Shared {
                 }
                 if theirs == ours {
                     let disagreement = data.disagreement(&joined.topology);
+                    if joined.carrier != data.carrier {
+                        let (ours, theirs) = (joined.carrier, data.carrier);
+                        return because(format!("rows travel by {ours} there, by {theirs} here"));
+                    }
                     if !disagreement.is_empty() {
                         return because(format!("we disagree: {disagreement}"));
                     }
@@ -210,11 +214,7 @@ async fn greet(incoming: Incoming) -> Result<Caller, String> {
 }
 
 /// Waits for an attention worker's connections, and serves its lanes. Whoever calls for it after that is refused.
-pub(super) async fn serve_as_called(
-    side: PeerSide,
-    mut calls: mpsc::Receiver<Arrived>,
-    limit: Duration,
-) {
+pub(super) async fn serve_as_called(side: PeerSide, mut calls: Calls, limit: Duration) {
     let until = Instant::now() + limit;
     let mut open: Vec<(Connection, DataHello)> = Vec::new();
     while open

@@ -1,4 +1,4 @@
-//! Reports in Markdown: what was found, in plain words, and how strategies compare.
+//! Reports in Markdown.
 
 use std::fmt::Write as _;
 
