@@ -759,7 +759,7 @@ fn a_pace_keeps_steps_within_their_time_and_a_hopeless_one_stops_nobody() {
             let time = step_time(step);
             steps += 1;
             // The first steps teach it.
-            if steps > 100 {
+            if steps > 20 {
                 longest = longest.max(time);
             }
             simulation.step(0, 0, 9);
@@ -770,9 +770,9 @@ fn a_pace_keeps_steps_within_their_time_and_a_hopeless_one_stops_nobody() {
         }
         longest
     };
-    let paced = longest(Some(9));
-    let within = Duration::from_millis(5)..Duration::from_micros(9_900);
-    assert!(within.contains(&paced), "{paced:?}");
+    // Contexts grow by half after their sequences were taken in.
+    let (paced, free) = (longest(Some(9)), longest(None));
+    assert!(paced < Duration::from_millis(14), "{paced:?}");
+    assert!(free > 2 * paced, "{free:?} {paced:?}");
     longest(Some(0));
-    longest(None);
 }

@@ -3,7 +3,7 @@
 //! A step's *effort* on a worker is what attention reads and computes there: each row counts [`ROW_TOKENS`], and each token of context that a row looks at counts one. What a unit of effort takes is
 //! learnt from the steps that end, and so is what a step takes in which there is next to nothing to do.
 //!
-//! A worker takes a new sequence only while the decoding steps that follow stay within the target by that estimate, and a prompt is cut into chunks that fill up the step to the target.
+//! A worker takes a new sequence only while the decoding steps that follow stay within the target by that estimate and at the present length of contexts, and a prompt is cut into chunks that fill up the step to the target.
 //! Sequences that decode are never left out of a step. A worker that has nothing takes a sequence in any case, so that a target that is too ambitious costs throughput and stops nobody.
 
 use std::time::Duration;
