@@ -7,6 +7,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use volley_actors::Fingerprint;
+
+use crate::config::Settings;
 use crate::failure::Failure;
 
 /// Files up to this length are hashed whole.
@@ -15,11 +18,22 @@ const WHOLE_MAX: u64 = 4 << 20;
 const SAMPLES: u64 = 64;
 const SAMPLE_BYTES: u64 = 4096;
 
+/// What a process of these settings has to agree on with the others of its cluster.
+///
+/// # Errors
+/// A file of the model cannot be read.
+pub fn of(settings: &Settings) -> Result<Fingerprint, Failure> {
+    let model = &settings.model;
+    let hash = of_model(model.path.as_deref(), model.is_dummy())?;
+    let print = Fingerprint::new(&settings.cluster, &model.name, &hash);
+    Ok(print.and("cluster.transport", settings.transport.name()))
+}
+
 /// A hash of the model in `directory`, or of the demo model; with dummy weights, of what they are made from.
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn of_model(directory: Option<&Path>, dummy: bool) -> Result<String, Failure> {
+fn of_model(directory: Option<&Path>, dummy: bool) -> Result<String, Failure> {
     let Some(directory) = directory else {
         return Ok("demo".to_owned());
     };

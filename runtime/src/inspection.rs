@@ -101,12 +101,7 @@ fn of_model(raw: &Raw) -> Result<Fingerprint, Failure> {
     let model = launch::open_model(raw)?;
     let available = memory::available_bytes();
     let settings = Settings::resolve(raw, model.spec(), model.name(), available, Demand::Serving)?;
-    let hash = fingerprint::of_model(raw.model_path(), settings.model.is_dummy())?;
-    Ok(Fingerprint::new(
-        &settings.cluster,
-        &settings.model.name,
-        &hash,
-    ))
+    fingerprint::of(&settings)
 }
 
 /// What there is to say about an inspection.

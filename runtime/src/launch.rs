@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use volley_actors::{Cluster, Fingerprint, MemoryPlan};
+use volley_actors::{Cluster, MemoryPlan};
 use volley_models::{ChatError, ModelDir, ModelError};
 use volley_transports::quic::NodeRole;
 
@@ -114,7 +114,7 @@ impl Launch {
                 let (node, nursery) = Children::prepare(&self.settings, spec)?;
                 let known = Arc::new(OnceLock::new());
                 children = Some(nursery.start(Arc::clone(&known))?);
-                let print = self.fingerprint()?;
+                let print = fingerprint::of(&self.settings)?;
                 let cluster = Cluster::gather(config, spec, None, progress, node, print, true)?;
                 let cluster = Arc::new(cluster);
                 let _ = known.set(Arc::downgrade(&cluster));
@@ -131,7 +131,7 @@ impl Launch {
                     config.attention_workers,
                     config.expert_workers
                 );
-                let print = self.fingerprint()?;
+                let print = fingerprint::of(&self.settings)?;
                 let cluster = Cluster::gather(config, spec, None, progress, node, print, false)?;
                 Arc::new(cluster)
             }
@@ -160,13 +160,6 @@ impl Launch {
         let held = membership::hold(&mut term, &*membership, Office::Controller);
         runtime.block_on(held);
         Ok(ControllerOffice { membership, term })
-    }
-
-    fn fingerprint(&self) -> Result<Fingerprint, Failure> {
-        let model = &self.settings.model;
-        let hash = fingerprint::of_model(model.path.as_deref(), model.is_dummy())?;
-        Ok(Fingerprint::new(&self.settings.cluster, &model.name, &hash)
-            .and("cluster.transport", self.settings.transport.name()))
     }
 
     /// As [`Launch::start_cluster`], with what it takes to speak text.

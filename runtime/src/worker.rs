@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use tokio::sync::oneshot;
-use volley_actors::{Fingerprint, RemoteWorker};
+use volley_actors::RemoteWorker;
 use volley_transports::Role;
 use volley_transports::quic::NodeRole;
 
@@ -110,10 +110,8 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         name: worker.to_string(),
         address: node.local_addr().to_string(),
     });
-    let hash = fingerprint::of_model(raw.model_path(), settings.model.is_dummy())?;
+    let fingerprint = fingerprint::of(&settings)?;
     let fabric = network::fabric(&settings, &node)?;
-    let fingerprint = Fingerprint::new(&settings.cluster, &settings.model.name, &hash)
-        .and("cluster.transport", settings.transport.name());
     tracing::info!(
         "{worker} listens at {}, {:.2} s after its start; it loads and calls the controller ({})",
         node.local_addr(),
