@@ -44,7 +44,11 @@ fn spec() -> ModelSpec {
 fn raw(flags: &[(&'static str, &str)]) -> Raw {
     let mut values = FlagValues::default();
     for (key, value) in flags {
-        values.set(key, Some(value));
+        // Keys without a flag come from the file; a command's own default is as good.
+        match keys::find(key).and_then(|key| key.flag) {
+            Some(_) => values.set(key, Some(value)),
+            None => values.set_default(key, value),
+        }
     }
     Raw::load(None, [], &values).unwrap()
 }
