@@ -501,7 +501,7 @@ fn attention_module(criterion: &mut Criterion<ThreadTime>) {
                 })
                 .collect();
             module
-                .begin(&mut acts, &batch)
+                .begin(&mut acts, batch.iter().copied())
                 .expect("the batch is within bounds");
             module.embed(&mut acts);
             group.throughput(Throughput::ElementsAndBytes {

@@ -163,14 +163,14 @@ impl AttentionModule {
 
     /// Takes the tokens of a step into `acts`, in place of whatever it held.
     ///
-    /// The caller sees to it that no two sequences write into one block, and that all positions before a sequence's `start` are in the cache.
+    /// The batch is gone through more than once, so that nothing has to be collected for it. The caller sees to it that no two sequences write into one block, and that all positions before a sequence's `start` are in the cache.
     ///
     /// # Errors
     /// When the batch has too many rows, or a token, position or block is out of range. `acts` is then empty.
-    pub fn begin(
+    pub fn begin<'s>(
         &self,
         acts: &mut Activations,
-        batch: &[SequenceSlice<'_>],
+        batch: impl Iterator<Item = SequenceSlice<'s>> + Clone,
     ) -> Result<(), ModuleError> {
         acts.begin(batch)
     }

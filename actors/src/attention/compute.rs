@@ -11,10 +11,10 @@ pub(crate) trait AttentionCompute {
     type Batch;
 
     /// Takes the tokens of a step into `batch`, in place of whatever it held.
-    fn begin(
+    fn begin<'s>(
         &mut self,
         batch: &mut Self::Batch,
-        sequences: &[SequenceSlice<'_>],
+        sequences: impl Iterator<Item = SequenceSlice<'s>> + Clone,
     ) -> Result<(), ModuleError>;
 
     /// Looks up the embeddings.
@@ -73,10 +73,10 @@ impl From<&ModelSpec> for Outline {
 impl AttentionCompute for AttentionModule {
     type Batch = Activations;
 
-    fn begin(
+    fn begin<'s>(
         &mut self,
         batch: &mut Activations,
-        sequences: &[SequenceSlice<'_>],
+        sequences: impl Iterator<Item = SequenceSlice<'s>> + Clone,
     ) -> Result<(), ModuleError> {
         AttentionModule::begin(self, batch, sequences)
     }

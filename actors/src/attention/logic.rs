@@ -61,6 +61,9 @@ pub(crate) struct AttentionLogic<C: AttentionCompute> {
     sequences: Sequences,
     sampler: Sampler,
     logits: Vec<f32>,
+    /// A row of logits as it was before a choice changed it.
+    unmodified: Vec<f32>,
+    wanted: Vec<WantedRow>,
     unsent: VecDeque<AttentionWord>,
     /// A peer was accused: nothing is computed until the regrouping.
     halted: bool,
@@ -77,6 +80,15 @@ struct MicroBatchState<B> {
     /// The step's work that is really done: sequences that had ended are left out.
     live: Vec<StepWork>,
     results: Vec<SequenceResult>,
+}
+
+/// A row of the batch whose logits the step calls for.
+struct WantedRow {
+    row: u32,
+    /// Index into the live work.
+    work: usize,
+    /// Position whose token's logits these are.
+    position: usize,
 }
 
 impl<C: AttentionCompute> Logic for AttentionLogic<C> {
@@ -192,7 +204,7 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                     gather: Gather::new(shape, MicroBatch(index)).map_err(|e| e.to_string())?,
                     combined: vec![0.0; shape.max_rows as usize * shape.hidden as usize],
                     rows: 0,
-                    live: Vec::new(),
+                    live: Vec::with_capacity(shape.max_rows as usize),
                     results: Vec::new(),
                 })
             })
@@ -203,6 +215,8 @@ impl<C: AttentionCompute> AttentionLogic<C> {
             sequences: Sequences::new(parts.kv_blocks, parts.block_tokens as usize),
             sampler: Sampler::new(parts.outline.vocab),
             logits: vec![0.0; LOGIT_ROWS * parts.outline.vocab],
+            unmodified: vec![0.0; parts.outline.vocab],
+            wanted: Vec::with_capacity(shape.max_rows as usize),
             unsent: VecDeque::new(),
             halted: false,
             next_warning: FIRST_WARNING,
@@ -354,7 +368,10 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                     .results
                     .push(SequenceResult::failed(work.sequence, error.to_string()));
             }
-            let empty = self.parts.module.begin(&mut batch.activations, &[]);
+            let empty = self
+                .parts
+                .module
+                .begin(&mut batch.activations, std::iter::empty());
             debug_assert!(empty.is_ok(), "an empty batch is always taken");
         }
         batch.rows = batch.live.iter().map(|work| work.tokens as usize).sum();
@@ -366,20 +383,16 @@ impl<C: AttentionCompute> AttentionLogic<C> {
         batch: &mut MicroBatchState<C::Batch>,
         sequences: &Sequences,
     ) -> Result<(), ModuleError> {
-        let slices: Vec<SequenceSlice<'_>> = batch
-            .live
-            .iter()
-            .filter_map(|work| {
-                let sequence = sequences.get(work.sequence)?;
-                let start = work.start as usize;
-                Some(SequenceSlice {
-                    tokens: &sequence.tokens()[start..start + work.tokens as usize],
-                    start: work.start,
-                    blocks: sequence.blocks(),
-                })
+        let slices = batch.live.iter().filter_map(|work| {
+            let sequence = sequences.get(work.sequence)?;
+            let start = work.start as usize;
+            Some(SequenceSlice {
+                tokens: &sequence.tokens()[start..start + work.tokens as usize],
+                start: work.start,
+                blocks: sequence.blocks(),
             })
-            .collect();
-        module.begin(&mut batch.activations, &slices)
+        });
+        module.begin(&mut batch.activations, slices)
     }
 
     fn dispatch(&mut self, micro_batch: MicroBatch, layer: Layer) -> Result<(), Fatal> {
@@ -414,8 +427,8 @@ impl<C: AttentionCompute> AttentionLogic<C> {
     fn sample(&mut self, micro_batch: MicroBatch) -> Result<(), Fatal> {
         let batch = &mut self.batches[micro_batch.0 as usize];
         let vocab = self.parts.outline.vocab;
-        // (row, index into `live`, position whose token's logits these are)
-        let mut wanted: Vec<(u32, usize, usize)> = Vec::new();
+        let wanted = &mut self.wanted;
+        wanted.clear();
         let mut first_row = 0;
         for (index, work) in batch.live.iter().enumerate() {
             let Some(sequence) = self.sequences.get(work.sequence) else {
@@ -426,7 +439,11 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                 let target_is_prompt = (position as usize + 1) < sequence.prompt().len();
                 let echo = sequence.request().prompt_logprobs.is_some() && target_is_prompt;
                 if echo || (work.sample && position == last) {
-                    wanted.push((first_row + position - work.start, index, position as usize));
+                    wanted.push(WantedRow {
+                        row: first_row + position - work.start,
+                        work: index,
+                        position: position as usize,
+                    });
                 }
             }
             first_row += work.tokens;
@@ -441,8 +458,8 @@ impl<C: AttentionCompute> AttentionLogic<C> {
         let results = &mut batch.results[first_result..];
         for wanted in wanted.chunks(LOGIT_ROWS) {
             let mut rows = [0u32; LOGIT_ROWS];
-            for (slot, (row, ..)) in rows.iter_mut().zip(wanted) {
-                *slot = *row;
+            for (slot, wanted) in rows.iter_mut().zip(wanted) {
+                *slot = wanted.row;
             }
             let logits = &mut self.logits[..wanted.len() * vocab];
             let computed =
@@ -450,7 +467,8 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                     .module
                     .logits(&batch.activations, &rows[..wanted.len()], logits);
             computed.map_err(|error| error.to_string())?;
-            for (logits, &(_, index, position)) in logits.chunks_exact_mut(vocab).zip(wanted) {
+            for (logits, wanted) in logits.chunks_exact_mut(vocab).zip(wanted) {
+                let (index, position) = (wanted.work, wanted.position);
                 let work = &batch.live[index];
                 let Some(sequence) = self.sequences.get_mut(work.sequence) else {
                     continue;
@@ -465,11 +483,11 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                     continue;
                 }
                 let request = sequence.request();
-                let (top, raw) = match request.logprobs {
-                    // Log-probabilities are of the unmodified distribution, so they are taken before the choice changes it.
-                    Some(top) => (top, Some(logits.to_vec())),
-                    None => (0, None),
-                };
+                if request.logprobs.is_some() {
+                    // Log-probabilities are of the unmodified distribution, so it is kept before the choice changes it.
+                    self.unmodified.copy_from_slice(logits);
+                }
+                let top = request.logprobs;
                 let sampling = &request.sampling;
                 let (prompt, generated) = (sequence.prompt(), sequence.generated());
                 let Some(token) = self.sampler.sample(logits, sampling, prompt, generated) else {
@@ -478,7 +496,7 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                     )));
                     continue;
                 };
-                result.logprob = raw.map(|raw| self.sampler.logprob(&raw, token, top));
+                result.logprob = top.map(|top| self.sampler.logprob(&self.unmodified, token, top));
                 result.token = Some(token);
                 result.finished = sequence.push(token);
             }

@@ -156,10 +156,10 @@ impl HashAttention {
 impl AttentionCompute for HashAttention {
     type Batch = HashBatch;
 
-    fn begin(
+    fn begin<'s>(
         &mut self,
         batch: &mut HashBatch,
-        sequences: &[SequenceSlice<'_>],
+        sequences: impl Iterator<Item = SequenceSlice<'s>> + Clone,
     ) -> Result<(), ModuleError> {
         batch.rows.clear();
         for sequence in sequences {

@@ -147,22 +147,25 @@ impl Activations {
     }
 
     /// Takes in a batch; on an error the activations hold no rows.
-    pub(super) fn begin(&mut self, batch: &[SequenceSlice<'_>]) -> Result<(), ModuleError> {
+    pub(super) fn begin<'s>(
+        &mut self,
+        batch: impl Iterator<Item = SequenceSlice<'s>> + Clone,
+    ) -> Result<(), ModuleError> {
         self.tokens.clear();
         self.positions.clear();
         self.row_blocks.clear();
         self.spans.clear();
         self.bounds.clear();
         self.tables.clear();
-        let rows = batch.iter().map(|sequence| sequence.tokens.len()).sum();
+        let rows = batch.clone().map(|sequence| sequence.tokens.len()).sum();
         if rows > self.limits.max_rows {
             return Err(ModuleError::TooManyRows {
                 rows,
                 max_rows: self.limits.max_rows,
             });
         }
-        for (index, sequence) in batch.iter().enumerate() {
-            self.limits.check(index, sequence)?;
+        for (index, sequence) in batch.clone().enumerate() {
+            self.limits.check(index, &sequence)?;
         }
         for sequence in batch {
             let (start, rows) = (sequence.start as usize, sequence.tokens.len());

@@ -76,7 +76,9 @@ impl Model {
     fn step(&mut self, batch: &[SequenceSlice<'_>]) -> Vec<f32> {
         let spec = self.attention.spec().clone();
         let mut acts = self.attention.activations();
-        self.attention.begin(&mut acts, batch).unwrap();
+        self.attention
+            .begin(&mut acts, batch.iter().copied())
+            .unwrap();
         self.attention.embed(&mut acts);
         for layer in 0..spec.layers.len() {
             self.attention.attention(layer, &mut acts);
@@ -398,7 +400,7 @@ fn batches_out_of_bounds_are_refused_by_name() {
     let mut acts = model.activations();
     let long = vec![1; 65];
     let mut begin = |batch: &[SequenceSlice<'_>]| {
-        let result = model.begin(&mut acts, batch);
+        let result = model.begin(&mut acts, batch.iter().copied());
         assert!(result.is_ok() || acts.rows() == 0);
         result
     };
@@ -447,7 +449,9 @@ fn logits_of_rows_that_do_not_exist_are_refused() {
     };
     let mut model = Model::new(&source, Isa::detect(), ComputeType::F32, 16).attention;
     let mut acts = model.activations();
-    model.begin(&mut acts, &[slice(&[1, 2], 0, &[0])]).unwrap();
+    model
+        .begin(&mut acts, std::iter::once(slice(&[1, 2], 0, &[0])))
+        .unwrap();
     model.embed(&mut acts);
     let mut out = vec![0.0; 2 * 101];
     assert!(model.logits(&acts, &[1, 0], &mut out).is_ok());

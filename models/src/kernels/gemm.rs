@@ -175,14 +175,13 @@ pub(crate) fn columns_per_piece(
     let panel_bytes = w.panel_bytes() * matrices;
     let even = (w.panels() * groups).div_ceil(crew.threads() * PIECES_PER_THREAD);
     let panels = even.max(PIECE_BYTES / panel_bytes).clamp(1, w.panels());
-    // Products of a row or two take panels in pairs.
-    panels.next_multiple_of(2) * PANEL_COLUMNS
+    panels * PANEL_COLUMNS
 }
 
 /// Words of a panel that all row tiles pass over before the next ones: 128 KiB, which stay in the second-level cache.
 const BLOCK_WORDS: usize = 32 << 10;
 /// Words ahead of the current ones that are asked for when weights stream from memory.
-const PREFETCH_WORDS: usize = 512;
+const PREFETCH_WORDS: usize = 1024;
 /// Tallest tile of any instruction set.
 const MOST_ROWS: usize = 14;
 
@@ -232,10 +231,6 @@ impl Gemm<'_> {
             let count = block.min(steps - first_step);
             let mut panel = panels.start;
             while panel < panels.end {
-                // A single row or two have too few chains to hide the latency of one panel's sums: take two panels.
-                let pair = x.rows() <= 2
-                    && panel + 1 < panels.end
-                    && w.columns(panel + 1) == PANEL_COLUMNS;
                 let columns = w.columns(panel);
                 let column = (panel - panels.start) * PANEL_COLUMNS;
                 let weights = w.panel(panel)[first_step * step_words..].as_ptr();
@@ -257,9 +252,7 @@ impl Gemm<'_> {
                             Start::Zero => fresh = true,
                             Start::Present => {}
                             Start::Bias(bias) => {
-                                let last = (column
-                                    + if pair { 2 * PANEL_COLUMNS } else { columns })
-                                .min(bias.len());
+                                let last = (column + columns).min(bias.len());
                                 for row in 0..height {
                                     // SAFETY: as for `place`; the bias is as long as a row of `out`.
                                     unsafe {
@@ -297,11 +290,6 @@ impl Gemm<'_> {
                         weights,
                         ahead,
                         ahead_words,
-                        next: if pair {
-                            Some(w.panel(panel + 1)[first_step * step_words..].as_ptr())
-                        } else {
-                            None
-                        },
                         values,
                         height,
                         steps: count,
@@ -320,22 +308,21 @@ impl Gemm<'_> {
                         }
                     }
                 }
-                panel += if pair { 2 } else { 1 };
+                panel += 1;
             }
         }
     }
 }
 
-/// One tile: `height` rows by one panel, or by two that follow each other in `to`.
+/// One tile: `height` rows by one panel.
 ///
-/// `weights` (and `next`) point at the words of `steps` steps, `values` at `steps * height * P::units()`, `to` at `height`
-/// rows of 32 (64) values `stride` apart, which are overwritten if `fresh` and added to otherwise.
+/// `weights` points at the words of `steps` steps, `values` at `steps * height * P::units()`, `to` at `height`
+/// rows of 32 values `stride` apart, which are overwritten if `fresh` and added to otherwise.
 struct TileCall<P> {
     weights: *const u32,
     /// What is asked for in the first step, and how many words further in each one after; need not be valid memory.
     ahead: *const u32,
     ahead_words: usize,
-    next: Option<*const u32>,
     values: *const u32,
     height: usize,
     steps: usize,
@@ -350,108 +337,83 @@ impl<P: Product> Kernel for TileCall<P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: the struct's promises, and the widths below add up to a panel (or two).
+        // SAFETY: the struct's promises, and the widths below add up to a panel.
         unsafe {
-            match (self.next, self.height) {
-                (Some(next), 1) => self.tile::<S, 1, 2, 2>(s, [self.weights, next], 0),
-                (Some(next), _) if S::NARROW => {
-                    self.tile::<S, 2, 1, 2>(s, [self.weights], 0);
-                    let second = TileCall {
-                        to: self.to.add(PANEL_COLUMNS),
-                        ..self
-                    };
-                    second.tile::<S, 2, 1, 2>(s, [next], 0);
-                }
-                (Some(next), _) => self.tile::<S, 2, 2, 2>(s, [self.weights, next], 0),
-                (None, 1) => self.tile::<S, 1, 1, 2>(s, [self.weights], 0),
-                (None, 2) => self.tile::<S, 2, 1, 2>(s, [self.weights], 0),
-                (None, _) if S::NARROW => {
+            let w = self.weights;
+            match self.height {
+                1 => self.tile::<S, 1, 2>(s, w, 0),
+                2 => self.tile::<S, 2, 2>(s, w, 0),
+                _ if S::NARROW => {
                     for half in [0, 16] {
-                        let w = [self.weights];
                         match self.height {
-                            3 => self.tile::<S, 3, 1, 1>(s, w, half),
-                            4 => self.tile::<S, 4, 1, 1>(s, w, half),
-                            5 => self.tile::<S, 5, 1, 1>(s, w, half),
-                            _ => self.tile::<S, 6, 1, 1>(s, w, half),
+                            3 => self.tile::<S, 3, 1>(s, w, half),
+                            4 => self.tile::<S, 4, 1>(s, w, half),
+                            5 => self.tile::<S, 5, 1>(s, w, half),
+                            _ => self.tile::<S, 6, 1>(s, w, half),
                         }
                     }
                 }
-                (None, _) => {
-                    let w = [self.weights];
-                    match self.height {
-                        3 => self.tile::<S, 3, 1, 2>(s, w, 0),
-                        4 => self.tile::<S, 4, 1, 2>(s, w, 0),
-                        5 => self.tile::<S, 5, 1, 2>(s, w, 0),
-                        6 => self.tile::<S, 6, 1, 2>(s, w, 0),
-                        7 => self.tile::<S, 7, 1, 2>(s, w, 0),
-                        8 => self.tile::<S, 8, 1, 2>(s, w, 0),
-                        9 => self.tile::<S, 9, 1, 2>(s, w, 0),
-                        10 => self.tile::<S, 10, 1, 2>(s, w, 0),
-                        11 => self.tile::<S, 11, 1, 2>(s, w, 0),
-                        12 => self.tile::<S, 12, 1, 2>(s, w, 0),
-                        13 => self.tile::<S, 13, 1, 2>(s, w, 0),
-                        _ => self.tile::<S, 14, 1, 2>(s, w, 0),
-                    }
-                }
+                _ => match self.height {
+                    3 => self.tile::<S, 3, 2>(s, w, 0),
+                    4 => self.tile::<S, 4, 2>(s, w, 0),
+                    5 => self.tile::<S, 5, 2>(s, w, 0),
+                    6 => self.tile::<S, 6, 2>(s, w, 0),
+                    7 => self.tile::<S, 7, 2>(s, w, 0),
+                    8 => self.tile::<S, 8, 2>(s, w, 0),
+                    9 => self.tile::<S, 9, 2>(s, w, 0),
+                    10 => self.tile::<S, 10, 2>(s, w, 0),
+                    11 => self.tile::<S, 11, 2>(s, w, 0),
+                    12 => self.tile::<S, 12, 2>(s, w, 0),
+                    13 => self.tile::<S, 13, 2>(s, w, 0),
+                    _ => self.tile::<S, 14, 2>(s, w, 0),
+                },
             }
         }
     }
 }
 
 impl<P: Product> TileCall<P> {
-    /// `M` rows by `N` panels, of each of which `C` times sixteen columns are computed, from `column` on.
+    /// `M` rows by `C` times sixteen columns of the panel, from `column` on.
     ///
     /// # Safety
-    /// The struct's promises, with `M` the height, and the columns within a panel.
+    /// The struct's promises, with `M` the height, and the columns within the panel.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const C: usize>(
         &self,
         s: S,
-        w: [*const u32; N],
+        w: *const u32,
         column: usize,
     ) {
         let units = P::units::<S>();
         let step_words = P::KIND.step_words();
-        let place = |m: usize, n: usize, c: usize| {
+        let place = |m: usize, c: usize| {
             self.to
-                .wrapping_add(m * self.stride + n * PANEL_COLUMNS + column + c * 16)
+                .wrapping_add(m * self.stride + column + c * 16)
                 .cast::<[f32; 16]>()
         };
-        let mut sums = [[[s.splat(0.0); C]; N]; M];
+        let mut sums = [[s.splat(0.0); C]; M];
         if !self.fresh {
             for m in 0..M {
-                for n in 0..N {
-                    for c in 0..C {
-                        // SAFETY: within `to`.
-                        sums[m][n][c] = unsafe { s.load(&*place(m, n, c)) };
-                    }
-                }
-            }
-        }
-        let mut ahead = [Ahead {
-            from: self.ahead,
-            words: self.ahead_words / P::PIECES,
-        }; N];
-        if N == 2 {
-            ahead[1].from = w[1].wrapping_add(PREFETCH_WORDS);
-        }
-        for step in 0..self.steps {
-            let (mut w, mut ahead) = (w, ahead);
-            for n in 0..N {
-                w[n] = w[n].wrapping_add(step * step_words);
-                // Two panels are one tile's, which asks for what it reads itself.
-                ahead[n].from = ahead[n].from.wrapping_add(step * self.ahead_words);
-            }
-            let x = self.values.wrapping_add(step * M * units);
-            // SAFETY: within the words of each panel and of `values`.
-            unsafe { P::add::<S, M, N, C>(s, &mut sums, w, column, x, ahead) };
-        }
-        for m in 0..M {
-            for n in 0..N {
                 for c in 0..C {
                     // SAFETY: within `to`.
-                    unsafe { s.store(sums[m][n][c], &mut *place(m, n, c)) };
+                    sums[m][c] = unsafe { s.load(&*place(m, c)) };
                 }
+            }
+        }
+        for step in 0..self.steps {
+            let ahead = Ahead {
+                from: self.ahead.wrapping_add(step * self.ahead_words),
+                words: self.ahead_words / P::PIECES,
+            };
+            let w = w.wrapping_add(step * step_words);
+            let x = self.values.wrapping_add(step * M * units);
+            // SAFETY: within the words of the panel and of `values`.
+            unsafe { P::add::<S, M, C>(s, &mut sums, w, column, x, ahead) };
+        }
+        for m in 0..M {
+            for c in 0..C {
+                // SAFETY: within `to`.
+                unsafe { s.store(sums[m][c], &mut *place(m, c)) };
             }
         }
     }

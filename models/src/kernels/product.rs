@@ -4,8 +4,8 @@ use super::pack::{PANEL_COLUMNS, WeightType};
 use super::quantize::{Q4, Q8, Quantized, SCALE_WORDS};
 use super::simd::Simd;
 
-/// Partial sums of `M` rows by `N` panels, of each of which `C` times sixteen columns are computed.
-pub(super) type Sums<V, const M: usize, const N: usize, const C: usize> = [[[V; C]; N]; M];
+/// Partial sums of `M` rows by `C` times sixteen columns of a panel.
+pub(super) type Sums<V, const M: usize, const C: usize> = [[V; C]; M];
 
 /// The line that is asked for with the first words of a step, and how many words further on with each 32 words of weights after
 /// those. It need not be valid memory.
@@ -16,27 +16,23 @@ pub(super) struct Ahead {
 }
 
 #[inline(always)]
-fn ask<S: Simd, const N: usize>(s: S, ahead: [Ahead; N], piece: usize) {
-    for ahead in ahead {
-        let from = ahead.from.wrapping_add(piece * ahead.words);
-        s.prefetch(from);
-        s.prefetch(from.wrapping_add(16));
-    }
+fn ask<S: Simd>(s: S, ahead: Ahead, piece: usize) {
+    let from = ahead.from.wrapping_add(piece * ahead.words);
+    s.prefetch(from);
+    s.prefetch(from.wrapping_add(16));
 }
 
-/// An expression's values for panel `n` of `N` and columns `16 * c..` of `C` times sixteen. Not a function of a closure: closures
+/// An expression's values for columns `16 * c..` of `C` times sixteen. Not a function of a closure: closures
 /// are not sure to be compiled with the features of their caller.
 macro_rules! tile {
-    ($n:ident, $c:ident => $value:expr) => {{
+    ($c:ident => $value:expr) => {{
         let first = {
-            let ($n, $c) = (0, 0);
+            let $c = 0;
             $value
         };
-        let mut all = [[first; C]; N];
-        for $n in 0..N {
-            for $c in 0..C {
-                all[$n][$c] = $value;
-            }
+        let mut all = [first; C];
+        for $c in 0..C {
+            all[$c] = $value;
         }
         all
     }};
@@ -52,17 +48,17 @@ pub(super) trait Product {
     /// u32 of one row's activations in a step.
     fn units<S: Simd>() -> usize;
 
-    /// Adds a step of the panels `w`, from column `column` of each on, to `sums`.
+    /// Adds a step of the panel `w`, from column `column` on, to `sums`.
     ///
     /// # Safety
-    /// Each of `w` points at a step's words of a panel, `column + 16 * C` is at most 32, and `x` points at `M * units` words.
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    /// `w` points at a step's words of a panel, `column + 16 * C` is at most 32, and `x` points at `M * units` words.
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     );
 }
 
@@ -78,17 +74,17 @@ impl Product for Single {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     ) {
-        let weights = tile!(n, c => {
+        let weights = tile!(c => {
             // SAFETY: the caller's promise; every word is an f32, and f32 and u32 align alike.
-            unsafe { s.load(&*w[n].add(column + c * 16).cast::<[f32; 16]>()) }
+            unsafe { s.load(&*w.add(column + c * 16).cast::<[f32; 16]>()) }
         });
         ask(s, ahead, 0);
         // SAFETY: the caller's promise.
@@ -108,17 +104,17 @@ impl Product for Half {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     ) {
-        let weights = tile!(n, c => {
+        let weights = tile!(c => {
             // SAFETY: the caller's promise; a word is two f16.
-            unsafe { s.load_f16(&*w[n].cast::<u16>().add(column + c * 16).cast::<[u16; 16]>()) }
+            unsafe { s.load_f16(&*w.cast::<u16>().add(column + c * 16).cast::<[u16; 16]>()) }
         });
         ask(s, ahead, 0);
         // SAFETY: the caller's promise.
@@ -138,24 +134,22 @@ impl Product for Paired {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     ) {
         // SAFETY: the caller's promise.
-        let weights = tile!(n, c => unsafe { s.load_pair(w[n].add(column + c * 16)) });
+        let weights = tile!(c => unsafe { s.load_pair(w.add(column + c * 16)) });
         ask(s, ahead, 0);
         for m in 0..M {
             let x = x.wrapping_add(m * S::PAIR_UNITS);
-            for n in 0..N {
-                for c in 0..C {
-                    // SAFETY: the caller's promise.
-                    sums[m][n][c] = unsafe { s.dot_pair(sums[m][n][c], weights[n][c], x) };
-                }
+            for c in 0..C {
+                // SAFETY: the caller's promise.
+                sums[m][c] = unsafe { s.dot_pair(sums[m][c], weights[c], x) };
             }
         }
     }
@@ -171,20 +165,20 @@ impl Product for Q8 {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     ) {
         // SAFETY: the caller's promise, here and below.
-        let mut integers = unsafe { offsets::<S, M, N, C>(s, x) };
+        let mut integers = unsafe { offsets::<S, M, C>(s, x) };
         for quad in 0..Self::PIECES {
             let at = SCALE_WORDS + quad * PANEL_COLUMNS + column;
             // SAFETY: as above.
-            let weights = tile!(n, c => unsafe { s.load_quad(w[n].add(at + c * 16)) });
+            let weights = tile!(c => unsafe { s.load_quad(w.add(at + c * 16)) });
             ask(s, ahead, quad);
             // SAFETY: as above.
             unsafe { add_quads(s, &mut integers, weights, quads::<S, M>(x, quad)) };
@@ -204,23 +198,23 @@ impl Product for Q4 {
     }
 
     #[inline(always)]
-    unsafe fn add<S: Simd, const M: usize, const N: usize, const C: usize>(
+    unsafe fn add<S: Simd, const M: usize, const C: usize>(
         s: S,
-        sums: &mut Sums<S::V, M, N, C>,
-        w: [*const u32; N],
+        sums: &mut Sums<S::V, M, C>,
+        w: *const u32,
         column: usize,
         x: *const u32,
-        ahead: [Ahead; N],
+        ahead: Ahead,
     ) {
         // SAFETY: the caller's promise, here and below.
-        let mut integers = unsafe { offsets::<S, M, N, C>(s, x) };
+        let mut integers = unsafe { offsets::<S, M, C>(s, x) };
         for piece in 0..Self::PIECES {
             let at = SCALE_WORDS + piece * PANEL_COLUMNS + column;
             // SAFETY: as above.
-            let both = tile!(n, c => unsafe { s.load_nibbles(w[n].add(at + c * 16)) });
+            let both = tile!(c => unsafe { s.load_nibbles(w.add(at + c * 16)) });
             ask(s, ahead, piece);
             for half in 0..2 {
-                let weights = tile!(n, c => both[n][c][half]);
+                let weights = tile!(c => both[c][half]);
                 // SAFETY: as above.
                 unsafe {
                     add_quads(
@@ -242,19 +236,17 @@ impl Product for Q4 {
 /// # Safety
 /// `x` points at `M` words.
 #[inline(always)]
-unsafe fn add_wide<S: Simd, const M: usize, const N: usize, const C: usize>(
+unsafe fn add_wide<S: Simd, const M: usize, const C: usize>(
     s: S,
-    sums: &mut Sums<S::V, M, N, C>,
-    weights: [[S::V; C]; N],
+    sums: &mut Sums<S::V, M, C>,
+    weights: [S::V; C],
     x: *const u32,
 ) {
     for m in 0..M {
         // SAFETY: the caller's promise.
         let x = s.splat(f32::from_bits(unsafe { *x.add(m) }));
-        for n in 0..N {
-            for c in 0..C {
-                sums[m][n][c] = s.fma(weights[n][c], x, sums[m][n][c]);
-            }
+        for c in 0..C {
+            sums[m][c] = s.fma(weights[c], x, sums[m][c]);
         }
     }
 }
@@ -279,15 +271,15 @@ fn quads<S: Simd, const M: usize>(x: *const u32, quad: usize) -> *const u32 {
 /// # Safety
 /// `x` points at a group of `M` rows.
 #[inline(always)]
-unsafe fn offsets<S: Simd, const M: usize, const N: usize, const C: usize>(
+unsafe fn offsets<S: Simd, const M: usize, const C: usize>(
     s: S,
     x: *const u32,
-) -> Sums<S::I, M, N, C> {
-    let mut offsets = [[[s.splat_i32(0); C]; N]; M];
+) -> Sums<S::I, M, C> {
+    let mut offsets = [[s.splat_i32(0); C]; M];
     for m in 0..M {
         // SAFETY: the caller's promise.
         let offset = unsafe { *x.add(HEAD_WORDS * m + 1) };
-        offsets[m] = [[s.splat_i32(offset as i32); C]; N];
+        offsets[m] = [s.splat_i32(offset as i32); C];
     }
     offsets
 }
@@ -295,19 +287,17 @@ unsafe fn offsets<S: Simd, const M: usize, const N: usize, const C: usize>(
 /// # Safety
 /// `x` points at four codes of each of `M` rows.
 #[inline(always)]
-unsafe fn add_quads<S: Simd, const M: usize, const N: usize, const C: usize>(
+unsafe fn add_quads<S: Simd, const M: usize, const C: usize>(
     s: S,
-    integers: &mut Sums<S::I, M, N, C>,
-    weights: [[S::Quad; C]; N],
+    integers: &mut Sums<S::I, M, C>,
+    weights: [S::Quad; C],
     x: *const u32,
 ) {
     for m in 0..M {
         let x = x.wrapping_add(m * S::QUAD_UNITS);
-        for n in 0..N {
-            for c in 0..C {
-                // SAFETY: the caller's promise.
-                integers[m][n][c] = unsafe { s.dot_quad(integers[m][n][c], weights[n][c], x) };
-            }
+        for c in 0..C {
+            // SAFETY: the caller's promise.
+            integers[m][c] = unsafe { s.dot_quad(integers[m][c], weights[c], x) };
         }
     }
 }
@@ -317,26 +307,24 @@ unsafe fn add_quads<S: Simd, const M: usize, const N: usize, const C: usize>(
 /// # Safety
 /// As for [`Product::add`].
 #[inline(always)]
-unsafe fn add_scaled<S: Simd, const M: usize, const N: usize, const C: usize>(
+unsafe fn add_scaled<S: Simd, const M: usize, const C: usize>(
     s: S,
-    sums: &mut Sums<S::V, M, N, C>,
-    integers: Sums<S::I, M, N, C>,
-    w: [*const u32; N],
+    sums: &mut Sums<S::V, M, C>,
+    integers: Sums<S::I, M, C>,
+    w: *const u32,
     column: usize,
     x: *const u32,
 ) {
-    let scales = tile!(n, c => {
+    let scales = tile!(c => {
         // SAFETY: the caller's promise; a group's first words are 32 bf16.
-        unsafe { s.load_bf16(&*w[n].cast::<u16>().add(column + c * 16).cast::<[u16; 16]>()) }
+        unsafe { s.load_bf16(&*w.cast::<u16>().add(column + c * 16).cast::<[u16; 16]>()) }
     });
     for m in 0..M {
         // SAFETY: the caller's promise.
         let scale = s.splat(f32::from_bits(unsafe { *x.add(HEAD_WORDS * m) }));
-        for n in 0..N {
-            for c in 0..C {
-                let both = s.mul(scales[n][c], scale);
-                sums[m][n][c] = s.fma(s.to_f32(integers[m][n][c]), both, sums[m][n][c]);
-            }
+        for c in 0..C {
+            let both = s.mul(scales[c], scale);
+            sums[m][c] = s.fma(s.to_f32(integers[m][c]), both, sums[m][c]);
         }
     }
 }

@@ -147,7 +147,7 @@ fn attention(launch: &Launch, model: &ModelShape, most: usize) -> Result<Attenti
                 blocks,
             })
             .collect();
-        module(attention.begin(&mut acts, &batch))?;
+        module(attention.begin(&mut acts, batch.iter().copied()))?;
         let through = median_s(|| {
             for layer in 0..layers {
                 attention.attention(layer, &mut acts);
