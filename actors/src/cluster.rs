@@ -160,9 +160,8 @@ impl Cluster {
         let control = move || {
             let system = System::new();
             let addresses = system.block_on(async move {
-                let scheduler = scheduler
-                    .unwrap_or_else(|| first_come(config.prefill_tokens, config.micro_batch_rows));
-                let frontend = Frontend::new(limits, scheduler, clock.clone()).start();
+                let shipped = first_come(config.prefill_tokens, config.micro_batch_rows);
+                let frontend = Frontend::new(limits, scheduler, shipped, clock.clone()).start();
                 let supervisor =
                     Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
                 (frontend, supervisor)

@@ -209,3 +209,44 @@ async fn a_scheduler_that_panics_and_talks_nonsense_loses_nothing() {
     );
     assert!(cluster.client().status().await.unwrap().totals.refusals > 0);
 }
+
+/// Dies of everything it hears.
+struct Hopeless;
+
+impl Scheduler for Hopeless {
+    fn handle(&mut self, _: &SchedulerEvent, _: Now, _: &mut Vec<StepPlan>) {
+        panic!("a defect of a user's scheduler");
+    }
+}
+
+/// Answers everything with more plans than there are micro-batches, workers and sequences.
+struct Flood(PolicyScheduler<FirstCome>);
+
+impl Scheduler for Flood {
+    fn handle(&mut self, event: &SchedulerEvent, now: Now, plans: &mut Vec<StepPlan>) {
+        if !matches!(event, SchedulerEvent::Refused(_)) {
+            plans.extend((0..2000).map(|i| StepPlan {
+                micro_batch: MicroBatch(7 + i as u8 % 200),
+                work: vec![],
+                preempt: vec![],
+            }));
+        }
+        self.0.handle(event, now, plans);
+    }
+}
+
+#[tokio::test]
+async fn a_scheduler_that_never_works_is_given_up_for_the_shipped_one() {
+    let model = model("tiny-mixtral");
+    let requests: Vec<Request> = (0..6)
+        .map(|i| request(i, 5 + i * 9, model.spec().vocab))
+        .collect();
+    let calm = start(&model, config(SHAPE, ComputeType::F32), None);
+    let expected = join_all(requests.iter().map(|r| ask(&calm, r.clone()))).await;
+    let flood = || Flood(PolicyScheduler::new(FirstCome::new(24, 2)));
+    for bad in [scheduler(|| Hopeless), scheduler(flood)] {
+        let cluster = start(&model, config(SHAPE, ComputeType::F32), Some(bad));
+        let answers = join_all(requests.iter().map(|r| ask(&cluster, r.clone()))).await;
+        assert_eq!(answers, expected);
+    }
+}

@@ -22,8 +22,8 @@ const TICK: Duration = Duration::from_millis(20);
 const SCHEDULER_DEADLINE: Duration = Duration::from_secs(5);
 /// A scheduler of another process is on the way of every step: one that takes longer is replaced, which costs less than waiting for it.
 const PROCESS_DEADLINE: Duration = Duration::from_millis(500);
-/// A scheduler that dies this often within the window ends every request with an error.
-const SCHEDULER_DEATHS_MAX: usize = 10;
+/// A scheduler that dies this often within the window is given up for the shipped one. If that does too, every request ends with an error.
+const SCHEDULER_DEATHS_MAX: usize = 5;
 /// See [`SCHEDULER_DEATHS_MAX`].
 const SCHEDULER_WINDOW: Duration = Duration::from_secs(60);
 /// Pause before a scheduler is started again after its second death in the window; doubles with each further one.
@@ -62,6 +62,8 @@ struct Link {
 
 struct SchedulerSlot {
     start: StartScheduler,
+    /// The shipped one, while it is not the one that is started.
+    fallback: Option<StartScheduler>,
     handle: SchedulerHandle,
     /// Scheduler processes that offer themselves.
     candidates: Candidates<ProcessScheduler>,
@@ -81,7 +83,17 @@ struct ProcessScheduler {
 }
 
 impl Frontend {
-    pub(crate) fn new(limits: Limits, start: StartScheduler, clock: Clock) -> Self {
+    /// With a user's scheduler, if there is one, and the `shipped` one to fall back on.
+    pub(crate) fn new(
+        limits: Limits,
+        users: Option<StartScheduler>,
+        shipped: StartScheduler,
+        clock: Clock,
+    ) -> Self {
+        let (start, fallback) = match users {
+            Some(users) => (users, Some(shipped)),
+            None => (shipped, None),
+        };
         Frontend {
             ledger: Ledger::new(limits),
             clients: HashMap::new(),
@@ -89,6 +101,7 @@ impl Frontend {
             scheduler: SchedulerSlot {
                 handle: start(),
                 start,
+                fallback,
                 candidates: Candidates::default(),
                 leader: Leader::Own,
                 asking: false,
@@ -202,9 +215,20 @@ impl Frontend {
             deaths,
             "the scheduler is lost ({why}); a new one is started when the steps under way have ended. No request is lost"
         );
-        if deaths >= SCHEDULER_DEATHS_MAX {
-            self.ledger
-                .fail_all("the scheduler fails again and again; see the server's log");
+        if deaths < SCHEDULER_DEATHS_MAX {
+            return;
+        }
+        match slot.fallback.take() {
+            Some(shipped) => {
+                tracing::error!(
+                    "the scheduler has died {deaths} times within {SCHEDULER_WINDOW:?}: it is given up, and first come, first served plans from now on, until the program is started again"
+                );
+                slot.start = shipped;
+                slot.deaths.clear();
+            }
+            None => self
+                .ledger
+                .fail_all("the scheduler fails again and again; see the server's log"),
         }
     }
 
