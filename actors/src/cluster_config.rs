@@ -288,6 +288,14 @@ impl ClusterConfig {
         }
     }
 
+    /// The lanes between the workers, and the bytes of their slots.
+    ///
+    /// # Errors
+    /// A slot would be larger than the address space.
+    pub fn topology(&self, spec: &ModelSpec) -> Result<Topology, ClusterError> {
+        Ok(self.shape(spec)?.topology(self.micro_batches)?)
+    }
+
     pub(crate) fn shape(&self, spec: &ModelSpec) -> Result<ExchangeShape, ClusterError> {
         Ok(ExchangeShape {
             attention_workers: self.attention_workers,

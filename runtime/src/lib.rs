@@ -20,6 +20,7 @@ pub mod generate;
 pub mod http;
 mod http_client;
 mod inspection;
+mod known_traffic;
 pub mod launch;
 pub mod load;
 pub mod logging;

@@ -4,13 +4,15 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use volley_transports::Fabric;
+use volley_models::ModelSpec;
 use volley_transports::quic::{Identity, NodeRole, QuicNode, QuicOptions};
 use volley_transports::rdma::RdmaFabric;
+use volley_transports::{Fabric, Role};
 
 use crate::certificate;
 use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
+use crate::known_traffic;
 use crate::membership::Membership;
 
 /// A peer gets at least so long to be reached.
@@ -138,15 +140,37 @@ pub fn bind(
 ///
 /// # Errors
 /// RDMA is wanted, but libibverbs or the devices are not there.
-pub fn fabric(settings: &Settings, node: &QuicNode) -> Result<Arc<dyn Fabric>, Failure> {
+pub fn fabric(
+    settings: &Settings,
+    node: &QuicNode,
+    spec: &ModelSpec,
+    role: Role,
+) -> Result<Arc<dyn Fabric>, Failure> {
     match settings.transport {
         Transport::Quic => Ok(Arc::new(node.clone())),
         Transport::Rdma => {
             let rdma = &settings.rdma;
-            let fabric = RdmaFabric::open(node.clone(), rdma.options.clone(), rdma.spin);
-            let fabric = fabric.map_err(|error| {
-                Failure::new(format!("cluster.transport is `rdma`, but {error}"))
-            })?;
+            let open = |options| {
+                RdmaFabric::open(node.clone(), options, rdma.spin).map_err(|error| {
+                    Failure::new(format!("cluster.transport is `rdma`, but {error}"))
+                })
+            };
+            let mut fabric = open(rdma.options.clone())?;
+            if let Some(path) = &rdma.known_anomalies {
+                let known = known_traffic::load(path)?;
+                let topology = settings.cluster.topology(spec)?;
+                let (options, mtu) = (&rdma.options, fabric.mtu());
+                let (options, changes) =
+                    known_traffic::clear(&known, &topology, role, options, mtu, rdma.avoid)?;
+                for change in &changes {
+                    tracing::warn!("rows keep clear of a known anomaly: {change}");
+                }
+                if !changes.is_empty() {
+                    fabric = open(options.clone())?;
+                    // A port takes no larger packets because it is asked to.
+                    known_traffic::clear(&known, &topology, role, &options, fabric.mtu(), false)?;
+                }
+            }
             tracing::info!("rows travel by {fabric:?}");
             Ok(Arc::new(fabric))
         }

@@ -111,7 +111,7 @@ pub fn run(args: WorkerArgs) -> Result<(), Failure> {
         address: node.local_addr().to_string(),
     });
     let fingerprint = fingerprint::of(&settings)?;
-    let fabric = network::fabric(&settings, &node)?;
+    let fabric = network::fabric(&settings, &node, model.spec(), worker.role)?;
     tracing::info!(
         "{worker} listens at {}, {:.2} s after its start; it loads and calls the controller ({})",
         node.local_addr(),

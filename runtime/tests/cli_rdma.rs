@@ -146,3 +146,64 @@ fn a_killed_expert_worker_is_routed_around_and_no_stream_notices() {
     });
     assert_eq!(stormy, calm);
 }
+
+#[test]
+fn traffic_that_meets_a_known_anomaly_is_refused_or_changed() {
+    if !can() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    // As `volley vet search` writes it: whoever has two queue pairs or more, each with room for 64 frames or more, is paused.
+    let space = volley_collie::Space::default();
+    let at_least = |axis, bound: f64| volley_collie::Factor::Within {
+        quantity: volley_collie::Quantity::Axis(axis),
+        lower: Some(volley_collie::Edge {
+            inside: bound,
+            outside: bound - 0.5,
+        }),
+        upper: None,
+    };
+    let point: volley_collie::Point = serde_json::from_value(serde_json::json!({
+        "operation": "rc-write-imm", "direction": "bidirectional", "mtu": 1024, "memory_a": "dram0", "memory_b": "dram0",
+        "qps": 3, "regions": 2, "region_bytes": 65536, "batch": 1, "send_depth": 64, "receive_depth": 2, "sges": 1, "messages": [64],
+    }))
+    .unwrap();
+    let anomaly = volley_collie::Mfs {
+        factors: vec![
+            at_least(volley_collie::Axis::Qps, 2.0),
+            at_least(volley_collie::Axis::SendDepth, 64.0),
+        ],
+        anchor: point,
+        symptom: volley_collie::Symptom {
+            pause: Some(0.2),
+            throughput: None,
+            loss: None,
+        },
+        signature: vec![],
+        probes: 1,
+    };
+    let known = volley_collie::KnownAnomalies::new("rxe".into(), space, vec![], vec![anomaly]);
+    known.save(path("known.json").as_ref()).unwrap();
+    let config = |anomalies: &str| {
+        let text = format!(
+            "[rdma]\nknown_anomalies = \"{}\"\nanomalies = \"{anomalies}\"\n",
+            path("known.json")
+        );
+        std::fs::write(path("volley.toml"), text).unwrap();
+        let more = ["--config", &path("volley.toml")];
+        generate(&[&SHAPE[..], &more].concat())
+    };
+    let avoided = config("avoid");
+    let log = String::from_utf8_lossy(&avoided.stderr).into_owned();
+    assert!(avoided.status.success(), "{log}");
+    assert!(log.contains("keep clear of a known anomaly"), "{log}");
+    assert_eq!(avoided.stdout, generate(&[]).stdout);
+    let refused = config("refuse");
+    let log = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(
+        log.contains("what is known of rxe") && log.contains("rdma.anomalies"),
+        "{log}"
+    );
+}

@@ -407,6 +407,20 @@ pub const KEYS: &[Key] = &[
         help: "How often a worker that waits looks for a frame before it sleeps. More costs processor time and saves microseconds.",
     },
     Key {
+        path: "rdma.known_anomalies",
+        kind: Kind::Path,
+        default: Default::Unset("nothing is known"),
+        flag: None,
+        help: "Anomalies of the fabric that `volley vet search` has found; a worker whose traffic would meet one does not start.",
+    },
+    Key {
+        path: "rdma.anomalies",
+        kind: Kind::Choice(&["refuse", "avoid"]),
+        default: Default::Value("refuse"),
+        flag: None,
+        help: "What is done with traffic that meets a known anomaly. `refuse`: the worker says which and what would help. `avoid`: MTU and depth are changed, if that helps, and the log says so.",
+    },
+    Key {
         path: "membership.backend",
         kind: Kind::Choice(&["static", "etcd", "kubernetes"]),
         default: Default::Value("static"),

@@ -80,6 +80,16 @@ pub(super) struct RawRdma {
     pub(super) inline_bytes: u32,
     pub(super) pages: SlotPages,
     pub(super) spin: u32,
+    pub(super) known_anomalies: Option<PathBuf>,
+    pub(super) anomalies: OnAnomaly,
+}
+
+/// What is done with traffic that meets a known anomaly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OnAnomaly {
+    Refuse,
+    Avoid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -14,8 +14,8 @@ use volley_transports::verbs::{Mtu, Pages};
 use super::keys;
 use super::problem::{ConfigError, Problem};
 use super::raw::{
-    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, Quantize, Raw, SlotPages,
-    Transport, WeightsFrom,
+    Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, OnAnomaly, Quantize, Raw,
+    SlotPages, Transport, WeightsFrom,
 };
 use super::size::ByteSize;
 
@@ -117,6 +117,10 @@ pub struct RdmaSettings {
     pub options: RdmaOptions,
     /// How often a worker looks before it sleeps.
     pub spin: Spin,
+    /// What is known of the fabric's anomalies.
+    pub known_anomalies: Option<PathBuf>,
+    /// Whether MTU and depth may be changed to keep clear of them.
+    pub avoid: bool,
 }
 
 /// Section `[membership]`.
@@ -443,6 +447,8 @@ impl Settings {
                 Pages::Transparent => "transparent",
                 Pages::Huge => "reserved",
             }),
+            "rdma.known_anomalies" => file(&self.rdma.known_anomalies),
+            "rdma.anomalies" => text(if self.rdma.avoid { "avoid" } else { "refuse" }),
             "rdma.spin" => integer(self.rdma.spin.0.into()),
             "membership.backend" => text(match self.membership.backend {
                 MembershipBackend::Static => "static",
@@ -545,6 +551,8 @@ fn rdma(raw: &Raw, problems: &mut Vec<Problem>) -> RdmaSettings {
     RdmaSettings {
         options,
         spin: Spin(typed.spin),
+        known_anomalies: typed.known_anomalies.clone(),
+        avoid: typed.anomalies == OnAnomaly::Avoid,
     }
 }
 

@@ -23,7 +23,7 @@ use super::slots::Slots;
 use crate::endpoint::FIRST_HOLDER;
 use crate::quic::{self, Carrier, QuicNode};
 use crate::verbs::{
-    Access, AsyncEventKind, CompletionChannel, CompletionQueue, QueuePair, QueuePairKind,
+    Access, AsyncEventKind, CompletionChannel, CompletionQueue, Mtu, QueuePair, QueuePairKind,
     QueuePairOptions, Receive,
 };
 use crate::{Epoch, Role, Spin, Topology, WorkerId};
@@ -79,6 +79,12 @@ impl RdmaFabric {
             dead,
             watchers,
         })))
+    }
+
+    /// The largest packets that every rail takes.
+    pub fn mtu(&self) -> Mtu {
+        let rails = self.0.rails.iter().map(|rail| rail.mtu(&self.0.options));
+        rails.min().unwrap_or(Mtu::B4096)
     }
 
     /// The rails that were opened.

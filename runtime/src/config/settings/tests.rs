@@ -177,6 +177,8 @@ fn the_printed_configuration_means_the_same() {
         ("rdma.rails", "mlx5_0, mlx5_1:2"),
         ("rdma.mtu", "1024"),
         ("rdma.pages", "reserved"),
+        ("rdma.known_anomalies", "known.json"),
+        ("rdma.anomalies", "avoid"),
         ("network.listen", "0.0.0.0:7601"),
         ("network.certificates", "certs/worker"),
         ("membership.backend", "etcd"),
