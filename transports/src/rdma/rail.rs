@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::RdmaError;
 use super::offer::RAILS_MAX;
 use crate::verbs::{
-    Context, DeviceList, GidEntry, GlobalRoute, LinkLayer, Mtu, Pages, Path, Port,
-    PortState, ProtectionDomain, Reliability,
+    Context, DeviceList, GidEntry, GlobalRoute, LinkLayer, Mtu, Pages, Path, Port, PortState,
+    ProtectionDomain, Reliability,
 };
 
 /// A port of a device: `mlx5_0`, or `mlx5_0:2` for the second port.
