@@ -96,11 +96,13 @@ impl LocalEnd {
         let mut made = 0;
         for (number, half) in work.halves.clone().into_iter().enumerate() {
             let (depth, options) = queues(half, point);
-            let entries = u64::from(self.adapter.completions());
-            let needed = (u64::from(depth) * u64::from(point.qps)).div_ceil(entries) as usize;
-            if needed > SHORT_LANES_MAX {
+            let entries = self.adapter.completions();
+            // Queue pairs whose completions fit one queue.
+            let together = (entries / depth).max(1) as usize;
+            let needed = (point.qps as usize).div_ceil(together);
+            if depth > entries || needed > SHORT_LANES_MAX {
                 return Err(EngineError::Unfit(format!(
-                    "{} queue pairs with queues of {depth}, whose completions need {needed} queues of {entries}",
+                    "{} queue pairs with queues of {depth}, while a completion queue has {entries} entries",
                     point.qps
                 )));
             }

@@ -124,7 +124,7 @@ impl Lane {
     fn request(&self, point: &Point, until: &mut Until<'_>) -> Result<(), String> {
         let sequence = Sequence::new(&point.messages, point.mtu);
         let batch = point.batch;
-        let together = batches_told_together(point.send_depth, batch);
+        let together = batches_told_together(point);
         let told = u64::from(together) * u64::from(batch);
         let mut states = vec![Posted::default(); self.links.len()];
         let mut bell = Doorbell::default();

@@ -91,5 +91,16 @@ pub(super) fn run(args: &SearchArgs) -> Result<(), Failure> {
             mfs.region(&known.space)
         );
     }
+    let foreign = records.iter().filter(|record| {
+        record.verdict.symptom().is_some() && known.met_by(&record.point).is_empty()
+    });
+    match foreign.count() {
+        0 => {}
+        count => {
+            text += &format!(
+                "{count} more measurements were anomalous, of which too little is known yet: go on with more --hours and the same --journal\n"
+            );
+        }
+    }
     print(&text)
 }

@@ -15,18 +15,18 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(super) struct SubsystemArgs {
     /// A model: F, H or random:SEED
-    #[arg(long, required_unless_present = "devices", conflicts_with_all = ["devices", "agent", "bounds"])]
+    #[arg(long, required_unless_present = "devices", conflicts_with_all = ["devices", "agent", "bounds", "lossy", "throughput_min"])]
     subsystem: Option<String>,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// What plain traffic reaches, as `volley vet calibrate` writes it. A search measures it first where the file is not there, and writes it
-    #[arg(long, requires = "devices")]
+    #[arg(long)]
     bounds: Option<PathBuf>,
     /// The fabric has no flow control: judge losses, over ten times those of plain traffic and over a thousandth
-    #[arg(long, requires = "devices")]
+    #[arg(long)]
     lossy: bool,
     /// Throughput below this share of what is owed is too little
-    #[arg(long, requires = "devices", default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8)]
     throughput_min: f64,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct AdapterArgs {
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     devices: Vec<String>,
     /// Management address of `volley vet agent` on host B [default: B is this host]
-    #[arg(long, value_name = "HOST:PORT", requires = "devices")]
+    #[arg(long, value_name = "HOST:PORT")]
     agent: Option<String>,
     /// Seconds that traffic flows before it is sampled
     #[arg(long, default_value_t = 2.0)]
