@@ -12,9 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Short samples: what is tested is what happens, not how fast.
 const SHORT: [&str; 8] = [
     "--settle",
-    "0.2",
+    "0.1",
     "--sample",
-    "0.2",
+    "0.1",
     "--samples",
     "4",
     "--limit",
@@ -320,7 +320,7 @@ fn a_fault_of_the_link_is_found_and_its_minimal_feature_set_names_it() {
         )
     };
     // A search that was too short goes on from its journal.
-    let (mut hours, mut known) = (0.015, Value::Null);
+    let (mut hours, mut known) = (0.01, Value::Null);
     while known["anomalies"].as_array().is_none_or(Vec::is_empty) {
         let records = fs::read_to_string(&journal).unwrap_or_default();
         assert!(hours < 0.15, "{known:#}\n{records}");
