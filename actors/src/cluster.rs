@@ -80,6 +80,7 @@ impl Cluster {
             timeline: timeline.clone(),
             load: Arc::clone(&load),
             progress: LoadReporter(progress),
+            apart: false,
             weights,
             config: config.clone(),
         };

@@ -7,11 +7,11 @@ use volley_transports::{Endpoint, Event, Lane, LaneError, Role, Waker, WorkerId}
 
 use crate::metric_names as names;
 
-/// Any endpoint, with its posts counted in the metrics: one addition for each of two counters, no look-up.
+/// Any endpoint, with its posts counted in the metrics: one addition for each of two counters.
 pub(crate) struct Metered {
     inner: Box<dyn Endpoint>,
-    bytes: Counter,
-    frames: Counter,
+    /// Bytes and frames, by peer.
+    posted: Vec<[Counter; 2]>,
 }
 
 impl Metered {
@@ -20,10 +20,15 @@ impl Metered {
             Role::Attention => "dispatch",
             Role::Expert => "combine",
         };
+        let opposite = inner.id().role.opposite();
+        let counters = |peer| {
+            let peer = opposite.worker(peer).to_string();
+            [names::M2N_BYTES, names::M2N_FRAMES]
+                .map(|name| counter!(name, "direction" => direction, "peer" => peer.clone()))
+        };
         Metered {
+            posted: (0..inner.peers()).map(counters).collect(),
             inner,
-            bytes: counter!(names::M2N_BYTES, "direction" => direction),
-            frames: counter!(names::M2N_FRAMES, "direction" => direction),
         }
     }
 }
@@ -59,8 +64,11 @@ impl Endpoint for Metered {
 
     fn post(&mut self, lane: Lane, len: usize) -> Result<(), LaneError> {
         self.inner.post(lane, len)?;
-        self.bytes.increment(len as u64);
-        self.frames.increment(1);
+        // What could be posted has a peer.
+        if let Some([bytes, frames]) = self.posted.get(usize::from(lane.peer)) {
+            bytes.increment(len as u64);
+            frames.increment(1);
+        }
         Ok(())
     }
 

@@ -50,8 +50,10 @@ metric_names! {
     NETWORK_TIME = "volley_network_seconds", Seconds, "Both hops of one step, dispatch and combine (2 T_c summed over layers).";
     READY_TIME = "volley_ready_seconds", Seconds, "Combines of one step lying ready while the attention worker computed another micro-batch.";
     EXPERT_ROWS = "volley_expert_rows_total", Counter, "Rows computed by each expert, summed over the layers; label expert, at most 256 series.";
-    M2N_BYTES = "volley_m2n_bytes_total", Counter, "Bytes of frames posted, by direction: dispatch or combine.";
-    M2N_FRAMES = "volley_m2n_frames_total", Counter, "Frames posted, by direction: dispatch or combine.";
+    M2N_BYTES = "volley_m2n_bytes_total", Counter, "Bytes of frames posted, by direction (dispatch or combine) and peer.";
+    M2N_FRAMES = "volley_m2n_frames_total", Counter, "Frames posted, by direction (dispatch or combine) and peer.";
+    HOP_MEDIAN = "volley_hop_median_seconds", Gauge, "One way between an attention worker and a peer, median of ten seconds, by worker and peer; half of a round trip less the peer's own time.";
+    HOP_P99 = "volley_hop_p99_seconds", Gauge, "The same, 99th percentile.";
 }
 
 /// Describes every metric to the installed recorder. A cluster registers them all, at zero, when it starts.

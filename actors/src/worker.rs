@@ -31,6 +31,8 @@ pub(crate) struct Blueprint {
     pub(crate) timeline: Timeline,
     pub(crate) load: Arc<ExpertLoad>,
     pub(crate) progress: LoadReporter,
+    /// Whether peers are in other processes.
+    pub(crate) apart: bool,
 }
 
 impl Blueprint {

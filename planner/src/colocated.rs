@@ -1,8 +1,8 @@
 //! What a plan has to beat: attention and experts on the same GPUs.
 //!
-//! Two forms. *Tensor parallel*: every product of every layer is divided over all GPUs, as vLLM and TensorRT-LLM serve one or two servers.
-//! *Expert parallel*: attention is replicated in groups, experts are spread over all GPUs, and rows go there and back over the
-//! network, in one or two micro-batches.
+//! Two forms. *Tensor parallel*: every product of a layer is divided over the GPUs of a stage, as vLLM and TensorRT-LLM serve one or two servers; more than one
+//! stage is a pipeline of layers. *Expert parallel*: attention is replicated in groups, experts are spread over all GPUs, and rows go there and back over the
+//! links of a server and the network, in one or two micro-batches.
 
 use serde::Serialize;
 
@@ -22,8 +22,11 @@ const BATCH_MAX: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Division {
-    /// Every product over all GPUs.
-    Tensors,
+    /// Every product over all GPUs of a stage.
+    Tensors {
+        /// Stages that the layers are divided into, each with a micro-batch at any time; 1 is no pipeline.
+        stages: usize,
+    },
     /// Experts over all GPUs, attention in groups of `tp`, so many micro-batches.
     Experts {
         /// GPUs of an attention group.
@@ -67,7 +70,15 @@ pub fn best(setting: Setting<'_>, request: &Request) -> Result<Option<Colocated>
             .min(gpu.available.unwrap_or(usize::MAX));
         let used = setting.hardware.efficiency_of(gpu);
         for gpus in TENSOR_PARALLEL.into_iter().filter(|&gpus| gpus <= most) {
-            all.extend(tensor_parallel(setting, name, &used, gpus, request.slo_s)?);
+            for stages in [1, 2, 4] {
+                all.extend(tensor_parallel(
+                    setting,
+                    name,
+                    &used,
+                    (gpus, stages),
+                    request.slo_s,
+                )?);
+            }
         }
         for gpus in EXPERT_PARALLEL.into_iter().filter(|&gpus| gpus <= most) {
             for tp in [1, 2, 4, 8].into_iter().filter(|&tp| tp <= gpu.node_gpus) {
@@ -75,9 +86,8 @@ pub fn best(setting: Setting<'_>, request: &Request) -> Result<Option<Colocated>
                     all.extend(expert_parallel(
                         setting,
                         name,
-                        gpus,
-                        tp,
-                        micro_batches,
+                        &used,
+                        (gpus, tp, micro_batches),
                         request.slo_s,
                     )?);
                 }
@@ -88,15 +98,16 @@ pub fn best(setting: Setting<'_>, request: &Request) -> Result<Option<Colocated>
     Ok(all.into_iter().max_by(|a, b| score(a).total_cmp(&score(b))))
 }
 
-/// Every product divided over `gpus`. `None` if it does not fit or is too slow. `used` is what its kernels reach.
+/// `gpus` in `stages` of a pipeline of layers, every product divided over the GPUs of its stage. `None` if it does not divide, does not fit or is too
+/// slow. `used` is what its kernels reach.
 ///
 /// # Errors
-/// The GPU is not in the catalogue.
+/// The GPU or the transport is not in the catalogue.
 pub fn tensor_parallel(
     setting: Setting<'_>,
     name: &str,
     used: &Efficiency,
-    gpus: usize,
+    (gpus, stages): (usize, usize),
     slo_s: f64,
 ) -> Result<Option<Colocated>, PlanError> {
     let Setting {
@@ -107,11 +118,17 @@ pub fn tensor_parallel(
         ..
     } = setting;
     let (name, gpu) = hardware.gpu(name)?;
-    let attention = AttentionCost::roofline(gpu, used, model, precision, gpus);
-    let experts = ExpertCost::roofline(gpu, used, model, precision, gpus);
+    if stages == 0 || !gpus.is_multiple_of(stages) {
+        return Ok(None);
+    }
+    let tp = gpus / stages;
+    let attention = AttentionCost::roofline(gpu, used, model, precision, tp);
+    let experts = ExpertCost::colocated(gpu, used, model, precision, tp);
+    let link = LinkCost::new(hardware.transport(setting.transport)?, gpu, tp);
     let context = model.cached_tokens(workload.mean_context());
+    // A micro-batch for each stage goes round: every stage computes all the time, and a token takes as long as all stages and the hops between them.
     let step = |batch: usize| {
-        let rows = batch as f64;
+        let rows = batch as f64 / stages as f64;
         let (cached, visits) = (
             rows * context,
             rows * model.top_k as f64 / model.experts as f64,
@@ -122,31 +139,40 @@ pub fn tensor_parallel(
         } else {
             attention.dense_layer_s(rows, cached)
         };
-        model.moe_layers as f64 * layer + model.dense_layers as f64 * dense + attention.step_s(rows)
+        let hops = if stages == 1 {
+            0.0
+        } else {
+            stages as f64 * link.hop_s(rows * model.hidden as f64 * precision.combine.bytes(), 1)
+        };
+        model.moe_layers as f64 * layer
+            + model.dense_layers as f64 * dense
+            + attention.step_s(rows)
+            + hops
     };
     let weights = model.attention_side_weights() * precision.attention.bytes()
         + model.all_expert_weights() * precision.experts.bytes();
-    let cached =
-        model.attention.cached_elements(gpus) * model.layers() as f64 * precision.kv.bytes();
+    let cached = model.attention.cached_elements(tp) * model.layers() as f64 * precision.kv.bytes()
+        / stages as f64;
     let memory = |batch: usize| {
         let rows = batch as f64;
-        weights / gpus as f64 + rows * (context * cached + scratch(setting, gpus))
+        weights / gpus as f64 + rows * (context * cached + scratch(setting, tp) / stages as f64)
     };
     let usable = gpu.memory_bytes() * used.memory_usable;
-    let found = largest_batch(1, slo_s, &step, &|batch| memory(batch) <= usable);
-    Ok(found.map(|batch| of(name, gpu, gpus, Division::Tensors, batch, step(batch))))
+    let found = largest_batch(stages, slo_s, &step, &|batch| memory(batch) <= usable);
+    let division = Division::Tensors { stages };
+    Ok(found.map(|batch| of(name, gpu, gpus, division, batch, step(batch))))
 }
 
-/// Experts spread over `gpus`, attention in groups of `tp`. `None` if it does not divide, does not fit or is too slow.
+/// Experts spread over `gpus`, attention in groups of `tp`, in so many micro-batches. `None` if it does not divide, does not fit or is too slow. `used` is what
+/// its kernels reach.
 ///
 /// # Errors
 /// The GPU or the transport is not in the catalogue.
 pub fn expert_parallel(
     setting: Setting<'_>,
     name: &str,
-    gpus: usize,
-    tp: usize,
-    micro_batches: usize,
+    used: &Efficiency,
+    (gpus, tp, micro_batches): (usize, usize, usize),
     slo_s: f64,
 ) -> Result<Option<Colocated>, PlanError> {
     let Setting {
@@ -160,14 +186,26 @@ pub fn expert_parallel(
     if !model.experts.is_multiple_of(gpus) || !gpus.is_multiple_of(tp) {
         return Ok(None);
     }
-    let used = hardware.efficiency_of(gpu);
     let held = model.experts / gpus;
     let groups = gpus / tp;
-    let attention = AttentionCost::roofline(gpu, &used, model, precision, tp);
-    let experts = ExpertCost::roofline(gpu, &used, model, precision, 1);
+    let attention = AttentionCost::roofline(gpu, used, model, precision, tp);
+    let experts = ExpertCost::roofline(gpu, used, model, precision, 1);
     let link = LinkCost::new(hardware.transport(setting.transport)?, gpu, 1);
     let context = model.cached_tokens(workload.mean_context());
     let copies = workers_visited(model.experts, model.top_k, held);
+    // Of what a GPU sends, as much as goes to its own server takes the links there, beside the network.
+    let near = gpus.min(gpu.node_gpus);
+    let far_share = 1.0 - near as f64 / gpus as f64;
+    let near_share = (near - 1) as f64 / gpus as f64;
+    let near_bytes_per_s = gpu.node_link_bytes_per_s() * used.node_link;
+    let hop_s = |bytes: f64| {
+        let inside = used.collective_us * 1e-6 + bytes * near_share / near_bytes_per_s;
+        if far_share > 0.0 {
+            inside.max(link.hop_s(bytes * far_share, gpus - near))
+        } else {
+            inside
+        }
+    };
     let m = micro_batches as f64;
     let step = |batch: usize| {
         // Rows of a micro-batch in each group, and on each GPU.
@@ -176,11 +214,8 @@ pub fn expert_parallel(
         let own = batch as f64 / m / gpus as f64;
         let hidden = model.hidden as f64;
         let (dispatch, combine) = (
-            link.hop_s(own * copies * hidden * precision.dispatch.bytes(), gpus),
-            link.hop_s(
-                own * model.top_k as f64 * hidden * precision.combine.bytes(),
-                gpus,
-            ),
+            hop_s(own * copies * hidden * precision.dispatch.bytes()),
+            hop_s(own * model.top_k as f64 * hidden * precision.combine.bytes()),
         );
         let visits =
             batch as f64 / m * model.top_k as f64 / model.experts as f64 * workload.imbalance;

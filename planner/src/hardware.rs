@@ -71,6 +71,16 @@ pub struct Efficiency {
     pub kernel_us: f64,
     /// Time of an empty all-reduce inside a server.
     pub collective_us: f64,
+    /// Share of the adapters' bandwidth that all-reduces over servers reach.
+    #[serde(default = "network_default")]
+    pub network: f64,
+    /// Whether an all-reduce inside a server is fused with the product before it, so that the longer of both counts.
+    #[serde(default)]
+    pub fused_all_reduce: bool,
+}
+
+fn network_default() -> f64 {
+    0.8
 }
 
 /// How a hop between attention and experts uses the network.
@@ -240,6 +250,7 @@ impl Efficiency {
             ("compute", self.compute),
             ("memory", self.memory),
             ("node_link", self.node_link),
+            ("network", self.network),
             ("memory_usable", self.memory_usable),
         ] {
             share(section, key, value)?;

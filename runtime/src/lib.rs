@@ -33,6 +33,7 @@ mod profile;
 pub mod progress;
 pub mod rally;
 pub mod random;
+mod rdma_counters;
 pub mod recorder;
 mod reproduce;
 pub mod scheduler;

@@ -14,6 +14,7 @@ use crate::config::{NetworkSettings, Settings, Transport};
 use crate::failure::Failure;
 use crate::known_traffic;
 use crate::membership::Membership;
+use crate::rdma_counters;
 
 /// A peer gets at least so long to be reached.
 const CONNECT_MIN: Duration = Duration::from_secs(1);
@@ -171,6 +172,7 @@ pub fn fabric(
                     known_traffic::clear(&known, &topology, role, &options, fabric.mtu(), false)?;
                 }
             }
+            rdma_counters::watch(fabric.rails());
             tracing::info!("rows travel by {fabric:?}");
             Ok(Arc::new(fabric))
         }

@@ -1,11 +1,12 @@
 //! The metrics recorder behind `/metrics`.
 
-use metrics::{describe_gauge, gauge};
+use metrics::{describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use volley_actors::metric_names::{self, Kind};
 
 use crate::certificate;
 use crate::failure::Failure;
+use crate::rdma_counters;
 
 /// Bounds of buckets for times, in seconds: 100 us to 60 s, three to a decade.
 const SECONDS: &[f64] = &[
@@ -40,5 +41,6 @@ pub fn install() -> Result<PrometheusHandle, Failure> {
     metric_names::describe();
     describe_gauge!(certificate::EXPIRY, certificate::EXPIRY_HELP);
     gauge!(certificate::EXPIRY).set(0.0);
+    describe_counter!(rdma_counters::NAME, rdma_counters::HELP);
     Ok(handle)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use volley_planner::reproduce::{ASSUMPTIONS, reproduce};
+use volley_planner::reproduce::{Assumptions, reproduce};
 
 use crate::failure::Failure;
 
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 #[command(after_help = "\
 Examples:
   volley reproduce                 a table: the paper's figure, ours, the ratio
-  volley reproduce --json          the same with the figures' points and all assumptions
+  volley reproduce --json          the same with the figures' points, all assumptions, and every row under other readings
   volley reproduce --docs docs     writes docs/reproduction.md and its plots")]
 pub(crate) struct ReproduceArgs {
     /// Write reproduction.md and reproduction/*.svg into this folder
@@ -44,12 +44,16 @@ pub(crate) fn run(args: ReproduceArgs) -> Result<(), Failure> {
         }
     }
     let text = if args.json {
-        let assumptions: serde_json::Map<_, _> = ASSUMPTIONS
-            .iter()
-            .map(|(of, assumed)| ((*of).to_owned(), json!(assumed)))
+        let assumptions: serde_json::Map<_, _> = Assumptions::table()
+            .into_iter()
+            .map(|(of, assumed)| (of.to_owned(), json!(assumed)))
+            .collect();
+        let readings: Vec<_> = Assumptions::readings()
+            .into_iter()
+            .map(|(words, _)| words)
             .collect();
         let document = json!({
-            "rows": reproduction.rows, "figures": reproduction.figures, "assumptions": assumptions,
+            "rows": reproduction.rows, "figures": reproduction.figures, "assumptions": assumptions, "readings": readings,
         });
         format!("{document:#}\n")
     } else {

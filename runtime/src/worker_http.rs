@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use volley_actors::LoadProgress;
 
 use crate::http::{self, Limits};
+use crate::rdma_counters;
 
 /// Whether the worker has its weights.
 #[derive(Clone, Default)]
@@ -47,7 +48,13 @@ pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, ready: Read
                 }
             }),
         )
-        .route("/metrics", get(move || async move { metrics.render() }));
+        .route(
+            "/metrics",
+            get(move || async move {
+                rdma_counters::publish();
+                metrics.render()
+            }),
+        );
     let listener = listener
         .set_nonblocking(true)
         .and_then(|()| tokio::net::TcpListener::from_std(listener));

@@ -307,9 +307,11 @@ fn the_reproduction_in_the_docs_is_what_the_program_says() {
     }
     let json: Value =
         serde_json::from_str(&text(volley(dir.path(), &["reproduce", "--json"]))).unwrap();
+    let readings = json["readings"].as_array().unwrap().len();
     for row in json["rows"].as_array().unwrap() {
-        for key in ["name", "paper", "ours", "ratio"] {
+        for key in ["name", "paper", "ours", "ratio", "note"] {
             assert!(!row[key].is_null(), "{row}");
         }
+        assert_eq!(row["readings"].as_array().unwrap().len(), readings, "{row}");
     }
 }

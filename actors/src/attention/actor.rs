@@ -51,6 +51,7 @@ fn load(
         kv_blocks: config.kv_blocks,
         block_tokens: config.block_tokens,
         peer_deadline: config.peer_deadline,
+        hops_are_named: blueprint.apart,
         clock: blueprint.clock.clone(),
         recorder: blueprint.timeline.recorder(worker),
         voice,

@@ -10,6 +10,7 @@ use volley_transports::{
 };
 
 use super::compute::{AttentionCompute, Outline};
+use super::hops::{HopGauges, Hops, Window};
 use super::rally::{Rally, Task};
 use super::sampler::Sampler;
 use super::sequences::Sequences;
@@ -44,6 +45,8 @@ pub(crate) struct AttentionParts<C: AttentionCompute> {
     pub(crate) kv_blocks: u32,
     pub(crate) block_tokens: u32,
     pub(crate) peer_deadline: Duration,
+    /// Whether a slow hop gets a line in the log: between hosts that is news, between threads that share cores it is not.
+    pub(crate) hops_are_named: bool,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     /// How it is heard.
@@ -56,6 +59,10 @@ pub(crate) struct AttentionLogic<C: AttentionCompute> {
     grouping: Grouping,
     endpoint: Box<dyn Endpoint>,
     rally: Rally,
+    hops: Hops,
+    gauges: HopGauges,
+    /// When the task began during which nobody looked at the lanes; none if the last turn found nothing to do.
+    unseen_since: Option<Duration>,
     scatter: Scatter,
     batches: Vec<MicroBatchState<C::Batch>>,
     sequences: Sequences,
@@ -106,14 +113,21 @@ impl<C: AttentionCompute> Logic for AttentionLogic<C> {
     }
 
     fn turn(&mut self) -> Turn<Started> {
+        // What came while something was computed counts as having come at once: what is hidden is the module's time, not the network's.
+        let unseen_since = self.unseen_since.take();
         while let Some(event) = self.endpoint.poll() {
-            self.event(event);
+            let seen = unseen_since.unwrap_or_else(|| self.parts.clock.now());
+            self.event(event, seen);
         }
         self.send_words();
         let now = self.parts.clock.now();
+        if let Some(window) = self.hops.window(now, self.batches.len()) {
+            self.publish(&window);
+        }
         if !self.halted
             && let Some(task) = self.rally.next(now)
         {
+            self.unseen_since = Some(now);
             return Turn::Compute(Started { task, start: now });
         }
         self.check_deadlines();
@@ -211,6 +225,9 @@ impl<C: AttentionCompute> AttentionLogic<C> {
             .collect::<Result<Vec<_>, Fatal>>()?;
         Ok(AttentionLogic {
             rally: Rally::new(batches.len() as u8),
+            hops: Hops::new(shape.expert_workers),
+            gauges: HopGauges::new(parts.worker, shape.expert_workers),
+            unseen_since: None,
             scatter: Scatter::new(shape).map_err(|e| e.to_string())?,
             sequences: Sequences::new(parts.kv_blocks, parts.block_tokens as usize),
             sampler: Sampler::new(parts.outline.vocab),
@@ -293,9 +310,9 @@ impl<C: AttentionCompute> AttentionLogic<C> {
         self.parts.voice.say(WorkerWord::Moved(epoch));
     }
 
-    fn event(&mut self, event: Event) {
+    fn event(&mut self, event: Event, seen: Duration) {
         match event {
-            Event::Arrived { lane, .. } => self.arrived(lane),
+            Event::Arrived { lane, .. } => self.arrived(lane, seen),
             Event::Lost { peer, reason } if self.grouping.includes(peer) => {
                 self.accuse(peer, reason.to_string());
             }
@@ -303,7 +320,7 @@ impl<C: AttentionCompute> AttentionLogic<C> {
         }
     }
 
-    fn arrived(&mut self, lane: Lane) {
+    fn arrived(&mut self, lane: Lane, seen: Duration) {
         let expert = Role::Expert.worker(lane.peer);
         let gather = &mut self.batches[lane.micro_batch.0 as usize].gather;
         let progress = match self.endpoint.received(lane) {
@@ -312,18 +329,23 @@ impl<C: AttentionCompute> AttentionLogic<C> {
                 .map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
+        if let (Some(times), Some(away)) = (
+            gather.times(lane.peer),
+            self.rally.away(lane.micro_batch, seen),
+        ) {
+            self.hops.answered(lane.peer, away, times.total());
+        }
         match progress {
             Ok(Progress::Complete) => {
                 let times = |peer| gather.times(peer);
                 let slowest = (0..self.parts.shape.expert_workers)
                     .filter_map(times)
-                    .max_by_key(|times| times.queued_ns + times.compute_ns)
+                    .max_by_key(Times::total)
                     .unwrap_or(Times {
                         queued_ns: 0,
                         compute_ns: 0,
                     });
-                self.rally
-                    .answered(lane.micro_batch, slowest, self.parts.clock.now());
+                self.rally.answered(lane.micro_batch, slowest, seen);
             }
             Ok(Progress::Broken { worker, cause }) => {
                 self.accuse(worker, format!("it failed {}: {cause:?}", lane.micro_batch));
@@ -512,6 +534,8 @@ impl<C: AttentionCompute> AttentionLogic<C> {
     }
 
     fn finish(&mut self, step: AttentionStep, timing: StepTiming) {
+        let routed = self.parts.outline.routed.iter().filter(|&&routed| routed);
+        self.hops.finished(&timing, routed.count() as u32);
         let batch = &mut self.batches[step.micro_batch.0 as usize];
         self.unsent.push_back(AttentionWord::Step(StepReport {
             worker: self.parts.worker.index,
@@ -529,6 +553,24 @@ impl<C: AttentionCompute> AttentionLogic<C> {
             if let Some(word) = self.parts.voice.report(word) {
                 self.unsent.push_front(word);
                 return;
+            }
+        }
+    }
+
+    /// Shows the hops of the last seconds, and names a peer whose frames take longer than what is to hide them.
+    fn publish(&mut self, window: &Window) {
+        for hop in &window.hops {
+            self.gauges.set(hop);
+            if hop.exposed && self.parts.hops_are_named {
+                tracing::warn!(
+                    "{}: one in a hundred frames to or from {} takes {:.0?} or more on its way (median {:.0?}), and the computing that is to hide it {:.0?}: steps wait for the network. \
+                     Look at that link's drops, pauses and MTU (`volley doctor --cluster`); cluster.micro_batches = 1 hides nothing and needs nothing hidden",
+                    self.parts.worker,
+                    Role::Expert.worker(hop.peer),
+                    hop.p99,
+                    hop.median,
+                    window.computing,
+                );
             }
         }
     }

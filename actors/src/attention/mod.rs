@@ -2,6 +2,7 @@
 
 mod actor;
 mod compute;
+mod hops;
 mod logic;
 mod rally;
 mod sampler;

@@ -133,7 +133,15 @@ impl Rally {
         flight.phase = Phase::Away { layer, since: now };
     }
 
-    /// All outputs of the layer under way are in; `slowest` are the times of the expert worker that took longest.
+    /// How long a micro-batch has been with the experts; none if it is not.
+    pub fn away(&self, micro_batch: MicroBatch, now: Now) -> Option<Duration> {
+        match self.micro_batches.get(micro_batch.0 as usize)?.phase {
+            Phase::Away { since, .. } => Some(now.saturating_sub(since)),
+            _ => None,
+        }
+    }
+
+    /// All outputs of the layer under way were in at `now`, which may have passed unseen; `slowest` are the times of the expert worker that took longest.
     pub fn answered(&mut self, micro_batch: MicroBatch, slowest: Times, now: Now) {
         let flight = self.flight(micro_batch);
         let Phase::Away { layer, since } = flight.phase else {

@@ -5,29 +5,37 @@
 
 use std::cmp::Ordering;
 
+use volley_models::kernels::{Isa, softmax};
+
 use crate::request::{Sampling, TokenLogprob};
 
 /// Most alternatives a request can ask log-probabilities for.
 pub const LOGPROBS_MAX: u8 = 20;
 
+/// Probabilities up to this are those of tokens that were ruled out: an exponential is never less than about 1.2e-38.
+const RULED_OUT: f32 = 2e-38;
+
 /// Scratch memory for sampling, sized to the vocabulary once.
 #[derive(Debug)]
 pub struct Sampler {
+    isa: Isa,
     candidates: Vec<Candidate>,
     counts: Vec<u32>,
+    probabilities: Vec<f32>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     token: u32,
-    /// Probability up to a common factor; the most probable token has 1.
-    weight: f64,
+    probability: f32,
 }
 
 impl Candidate {
     /// More probable first, then the lower token: a total order, so that ties are decided alike everywhere.
     fn order(a: &Candidate, b: &Candidate) -> Ordering {
-        b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token))
+        b.probability
+            .total_cmp(&a.probability)
+            .then(a.token.cmp(&b.token))
     }
 }
 
@@ -35,12 +43,14 @@ impl Sampler {
     /// For a vocabulary of `vocab` tokens.
     pub fn new(vocab: usize) -> Self {
         Sampler {
+            isa: Isa::detect(),
             candidates: Vec::with_capacity(vocab),
             counts: vec![0; vocab],
+            probabilities: vec![0.0; vocab],
         }
     }
 
-    /// Chooses output token `generated.len()` of a sequence. `logits` are changed by biases and penalties.
+    /// Chooses output token `generated.len()` of a sequence. `logits` are overwritten.
     ///
     /// `None` where the logits have no greatest number: they are NaN or infinite, from damaged weights or an overflow. A token taken from
     /// them would be noise that looks like an answer.
@@ -53,46 +63,82 @@ impl Sampler {
     ) -> Option<u32> {
         self.penalize(logits, sampling, prompt, generated);
         let best = argmax(logits);
-        let max = f64::from(logits[best as usize]);
+        let max = logits[best as usize];
         if !max.is_finite() {
             return None;
         }
         if sampling.temperature == 0.0 {
             return Some(best);
         }
-        let temperature = f64::from(sampling.temperature);
-        self.candidates.clear();
-        self.candidates
-            .extend(logits.iter().zip(0..).map(|(&logit, token)| Candidate {
-                token,
-                weight: ((f64::from(logit) - max) / temperature).exp(),
-            }));
-        if sampling.min_p > 0.0 {
-            self.candidates
-                .retain(|c| c.weight >= f64::from(sampling.min_p));
+        for logit in &mut *logits {
+            *logit = (*logit - max) / sampling.temperature;
         }
-        let top_k = sampling.top_k as usize;
-        if top_k > 0 && top_k < self.candidates.len() {
+        let width = logits.len();
+        softmax(self.isa, logits, width);
+        let probabilities = &*logits;
+        if probabilities[best as usize].is_nan() {
+            return None;
+        }
+        let draw = uniform(sampling.seed, generated.len() as u64);
+        let truncated = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+        let token = if truncated {
+            self.truncate(probabilities, best, sampling);
+            let candidates = self.candidates.iter();
+            pick(
+                draw * self.mass(),
+                candidates.map(|c| (c.token, c.probability)),
+            )
+        } else {
+            pick(draw, (0..).zip(probabilities.iter().copied()))
+        };
+        Some(token.unwrap_or(best))
+    }
+
+    /// Leaves in `candidates` what `min_p`, `top_k` and `top_p`, in this order, leave over: each a prefix of the tokens by falling probability.
+    ///
+    /// That prefix is mostly short, so what is less than a thousandth as probable as the best is not looked at, then a millionth, and so on until what
+    /// was collected must hold it. Filtering costs a comparison a token then, whatever the vocabulary.
+    fn truncate(&mut self, probabilities: &[f32], best: u32, sampling: &Sampling) {
+        let top_k = match sampling.top_k as usize {
+            0 => usize::MAX,
+            top_k => top_k,
+        };
+        let (mut cut, narrowed) = match sampling.min_p {
+            0.0 => (1e-3, top_k < probabilities.len()),
+            min_p => (min_p, true),
+        };
+        loop {
+            let least = (cut * probabilities[best as usize]).max(RULED_OUT);
+            let collected = (0..).zip(probabilities).filter(|&(_, &p)| p >= least);
+            self.candidates.clear();
+            self.candidates
+                .extend(collected.map(|(token, &probability)| Candidate { token, probability }));
+            let enough = match narrowed {
+                true => sampling.min_p > 0.0 || self.candidates.len() >= top_k,
+                false => self.mass() >= f64::from(sampling.top_p),
+            };
+            if enough || least == RULED_OUT {
+                break;
+            }
+            cut *= 1e-3;
+        }
+        if top_k < self.candidates.len() {
             self.candidates
                 .select_nth_unstable_by(top_k - 1, Candidate::order);
             self.candidates.truncate(top_k);
         }
         if sampling.top_p < 1.0 {
-            self.keep_nucleus(f64::from(sampling.top_p));
+            let whole = if narrowed { self.mass() } else { 1.0 };
+            self.keep_nucleus(f64::from(sampling.top_p) * whole);
         }
-        let total: f64 = self.candidates.iter().map(|c| c.weight).sum();
-        if total.is_nan() {
-            return None;
-        }
-        let mut left = uniform(sampling.seed, generated.len() as u64) * total;
-        for candidate in &self.candidates {
-            left -= candidate.weight;
-            if left < 0.0 {
-                return Some(candidate.token);
-            }
-        }
-        // Rounding can leave a remainder behind the last candidate.
-        Some(self.candidates.last().map_or(best, |c| c.token))
+    }
+
+    /// The candidates' probability together.
+    fn mass(&self) -> f64 {
+        self.candidates
+            .iter()
+            .map(|c| f64::from(c.probability))
+            .sum()
     }
 
     /// Biases and penalties, in place.
@@ -143,77 +189,89 @@ impl Sampler {
         }
     }
 
-    /// Keeps the smallest set of most probable candidates whose share reaches `top_p`.
-    fn keep_nucleus(&mut self, top_p: f64) {
-        let goal = top_p * self.candidates.iter().map(|c| c.weight).sum::<f64>();
-        // Mostly a few tokens suffice: sort a growing head instead of the whole vocabulary.
-        let mut head = 64;
-        loop {
-            head = head.min(self.candidates.len());
-            if head < self.candidates.len() {
-                self.candidates
-                    .select_nth_unstable_by(head - 1, Candidate::order);
+    /// Keeps the smallest set of most probable candidates whose probability together reaches `goal`.
+    fn keep_nucleus(&mut self, goal: f64) {
+        // Its end lies in `kept..end`; halving that leaves a few to be sorted.
+        let (mut kept, mut end) = (0, self.candidates.len());
+        let mut sum = 0.0;
+        while end - kept > 32 {
+            let half = (end - kept) / 2;
+            let open = &mut self.candidates[kept..end];
+            open.select_nth_unstable_by(half, Candidate::order);
+            let mass: f64 = open[..half].iter().map(|c| f64::from(c.probability)).sum();
+            if sum + mass >= goal {
+                end = kept + half;
+            } else {
+                sum += mass;
+                kept += half;
             }
-            self.candidates[..head].sort_unstable_by(Candidate::order);
-            let mut sum = 0.0;
-            for index in 0..head {
-                sum += self.candidates[index].weight;
-                if sum >= goal {
-                    self.candidates.truncate(index + 1);
-                    return;
-                }
-            }
-            if head == self.candidates.len() {
-                return;
-            }
-            head *= 8;
         }
+        self.candidates[kept..end].sort_unstable_by(Candidate::order);
+        while kept < end && sum < goal {
+            sum += f64::from(self.candidates[kept].probability);
+            kept += 1;
+        }
+        self.candidates.truncate(kept);
     }
 
     /// The log-probability of `token` under unmodified `logits`, and the `top` most probable ones.
     pub fn logprob(&mut self, logits: &[f32], token: u32, top: u8) -> TokenLogprob {
-        let max = f64::from(logits[argmax(logits) as usize]);
-        let sum: f64 = logits
-            .iter()
-            .map(|&logit| (f64::from(logit) - max).exp())
-            .sum();
-        let normalizer = max + sum.ln();
+        let best = argmax(logits) as usize;
+        let probabilities = &mut self.probabilities[..logits.len()];
+        probabilities.copy_from_slice(logits);
+        softmax(self.isa, probabilities, logits.len());
+        // The greatest probability is `e^max` of the sum of all.
+        let normalizer = f64::from(logits[best]) - f64::from(probabilities[best]).ln();
         let logprob = |token: u32| (f64::from(logits[token as usize]) - normalizer) as f32;
         let top = top.min(LOGPROBS_MAX) as usize;
-        let best = |a: &u32, b: &u32| {
-            logits[*b as usize]
-                .total_cmp(&logits[*a as usize])
-                .then(a.cmp(b))
-        };
-        let mut tokens: Vec<u32> = Vec::new();
-        if top > 0 {
-            tokens.extend(0..logits.len() as u32);
-            if top < tokens.len() {
-                tokens.select_nth_unstable_by(top - 1, best);
-                tokens.truncate(top);
+        let mut most: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+        for (token, &logit) in (0..).zip(logits) {
+            if top == 0 || (most.len() == top && logit <= most[top - 1].1) {
+                continue;
             }
-            tokens.sort_unstable_by(best);
+            // Behind its equals, which are lower tokens.
+            let place = most.partition_point(|&(_, other)| other >= logit);
+            most.insert(place, (token, logit));
+            most.truncate(top);
         }
         TokenLogprob {
             token,
             logprob: logprob(token),
-            top: tokens
-                .into_iter()
-                .map(|token| (token, logprob(token)))
+            top: most
+                .iter()
+                .map(|&(token, _)| (token, logprob(token)))
                 .collect(),
         }
     }
 }
 
-/// The index of the greatest value, the lowest one of equals.
+/// The token at which the running sum of probabilities passes `draw`; `None` where rounding leaves a remainder behind the last.
+fn pick(draw: f64, mut candidates: impl Iterator<Item = (u32, f32)>) -> Option<u32> {
+    let mut left = draw;
+    let passing = candidates.find(|&(_, p)| {
+        left -= f64::from(p);
+        left < 0.0 && p >= RULED_OUT
+    });
+    passing.map(|(token, _)| token)
+}
+
+/// The index of the greatest value, the lowest one of equals. NaNs do not count; 0 where there is nothing else.
 fn argmax(values: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, value) in values.iter().enumerate() {
-        if *value > values[best] {
-            best = index;
+    // In lanes, which is what the compiler needs to see.
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = values.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = greater(*lane, *value);
         }
     }
-    best as u32
+    let max = lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, value| greater(max, *value));
+    let first = values.iter().position(|&value| value == max);
+    first.unwrap_or(0) as u32
 }
 
 /// A uniform number in [0, 1) from a seed and a counter (splitmix64's finaliser, twice).
@@ -329,6 +387,56 @@ mod tests {
         assert_eq!(top_p, [false, false, true, true, true]);
         let min_p = seen(&mut sampler, Sampling { min_p: 0.3, ..base });
         assert_eq!(min_p, [false, false, false, true, true]);
+    }
+
+    proptest::proptest! {
+        /// Whatever was not looked at would not have been kept.
+        #[test]
+        fn filters_keep_what_sorting_everything_keeps(
+            halves in proptest::collection::vec(-60i8..20, 1..400),
+            (top_k, top_p, min_p) in (0u32..80, 0.01f32..1.2, -0.2f32..0.5),
+        ) {
+            // Halves, so that there are ties.
+            let logits: Vec<f32> = halves.iter().map(|&half| f32::from(half) / 2.0).collect();
+            let sampling = Sampling {
+                top_k: top_k.saturating_sub(20),
+                top_p: top_p.min(1.0),
+                min_p: min_p.max(0.0),
+                ..sampling(0.7)
+            };
+            let mut sampler = Sampler::new(logits.len());
+            let mut probabilities = logits.clone();
+            let token = sampler.sample(&mut probabilities, &sampling, &[0], &[]).unwrap();
+
+            let mut expected: Vec<Candidate> = (0..).zip(&probabilities).map(|(token, &probability)| Candidate { token, probability }).collect();
+            expected.sort_by(Candidate::order);
+            let least = sampling.min_p * expected[0].probability;
+            expected.retain(|c| c.probability >= least.max(RULED_OUT));
+            if sampling.top_k > 0 {
+                expected.truncate(sampling.top_k as usize);
+            }
+            let mass: f64 = expected.iter().map(|c| f64::from(c.probability)).sum();
+            let mut sum = 0.0;
+            let within = |c: &Candidate| {
+                let before = sum;
+                sum += f64::from(c.probability);
+                sampling.top_p == 1.0 || before / mass < f64::from(sampling.top_p)
+            };
+            let nucleus = expected.iter().copied().take_while(within).count();
+            if sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0 {
+                // Rounding may decide about one at the end, or about several that hardly count.
+                let kept = sampler.candidates.len();
+                let between = &expected[kept.min(nucleus)..kept.max(nucleus)];
+                let mass: f32 = between.iter().map(|c| c.probability).sum();
+                proptest::prop_assert!(between.len() <= 1 || mass < 1e-6, "{kept} for {nucleus}");
+                let mut kept: Vec<u32> = sampler.candidates.iter().map(|c| c.token).collect();
+                let mut all: Vec<u32> = expected.iter().take(kept.len()).map(|c| c.token).collect();
+                proptest::prop_assert!(kept.contains(&token));
+                kept.sort_unstable();
+                all.sort_unstable();
+                proptest::prop_assert_eq!(kept, all);
+            }
+        }
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(crate) struct ExpertLogic<C> {
     x: Batch,
     y: Vec<f32>,
     next_warning: Duration,
+    /// When the task began during which nobody looked at the lanes; none if the last turn found nothing to do.
+    unseen_since: Option<Duration>,
 }
 
 struct Round {
@@ -97,9 +99,14 @@ impl<C: ExpertCompute> Logic for ExpertLogic<C> {
     }
 
     fn turn(&mut self) -> Turn<Begun> {
+        // What came while something was computed counts as having come at once: it waits for this worker, not for the network.
+        let unseen_since = self.unseen_since.take();
         while let Some(event) = self.endpoint.poll() {
             match event {
-                Event::Arrived { lane, .. } => self.arrived(lane),
+                Event::Arrived { lane, .. } => {
+                    let seen = unseen_since.unwrap_or_else(|| self.parts.clock.now());
+                    self.arrived(lane, seen);
+                }
                 Event::Lost { peer, reason } => {
                     self.rounds
                         .iter_mut()
@@ -112,6 +119,7 @@ impl<C: ExpertCompute> Logic for ExpertLogic<C> {
         }
         if let Some(micro_batch) = self.ready.pop_front() {
             let start = self.parts.clock.now();
+            self.unseen_since = Some(start);
             return Turn::Compute(Begun { micro_batch, start });
         }
         self.check_deadlines();
@@ -148,6 +156,7 @@ impl<C: ExpertCompute> ExpertLogic<C> {
             },
             y: vec![0.0; size],
             next_warning: FIRST_WARNING,
+            unseen_since: None,
             grouping,
             endpoint,
             parts,
@@ -210,9 +219,9 @@ impl<C: ExpertCompute> ExpertLogic<C> {
             .collect()
     }
 
-    fn arrived(&mut self, lane: Lane) {
+    fn arrived(&mut self, lane: Lane, seen: Duration) {
         let round = &mut self.rounds[lane.micro_batch.0 as usize];
-        round.began.get_or_insert_with(|| self.parts.clock.now());
+        round.began.get_or_insert(seen);
         match round
             .merge
             .arrived(&mut *self.endpoint, &self.grouping.placement, lane)

@@ -144,6 +144,7 @@ impl RemoteWorker {
             timeline: Timeline::new(std::iter::once(self.worker), 0),
             load: Arc::clone(&load),
             progress: LoadReporter(Arc::new(progress)),
+            apart: true,
             weights: Arc::clone(&self.weights),
             config: self.config.clone(),
         };

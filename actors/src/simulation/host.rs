@@ -228,6 +228,7 @@ impl Mold {
                     kv_blocks: config.kv_blocks,
                     block_tokens: config.block_tokens,
                     peer_deadline: config.peer_deadline,
+                    hops_are_named: false,
                     clock: self.clock.clone(),
                     recorder,
                     voice,

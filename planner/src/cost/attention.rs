@@ -43,7 +43,9 @@ impl AttentionCost {
         let weights = precision.attention;
         let activation = 2.0;
         let mut common = Vec::new();
-        for (name, elements) in model.attention.projections(model.hidden) {
+        let mut projections = model.attention.projections(model.hidden);
+        let output = projections.pop();
+        for (name, elements) in projections {
             common.push(build.product(name, elements, weights));
         }
         let flops = model.attention.flops_per_cached_token() / tp as f64;
@@ -61,13 +63,17 @@ impl AttentionCost {
                 per_row_s: bytes / build.bytes_per_s(),
                 fixed_s: 0.0,
             },
+            link: Affine::default(),
         });
-        common.extend(build.sync(hidden * activation));
+        if let Some((name, elements)) = output {
+            let product = build.product(name, elements, weights);
+            common.extend(build.synced(product, hidden * activation));
+        }
         let ffn = |name, width: usize, into: &mut Vec<Kernel>| {
             if width > 0 {
                 into.push(build.product(name, 2.0 * hidden * width as f64, weights));
-                into.push(build.product(name, hidden * width as f64, weights));
-                into.extend(build.sync(hidden * activation));
+                let down = build.product(name, hidden * width as f64, weights);
+                into.extend(build.synced(down, hidden * activation));
             }
         };
         let mut layer = common.clone();
@@ -86,12 +92,14 @@ impl AttentionCost {
                 router * weights.bytes(),
                 copies * precision.dispatch.bytes() / tp as f64,
             ),
+            link: Affine::default(),
         });
         layer.push(Kernel {
             name: "weighted sum",
             overhead_s: used.kernel_us * 1e-6,
             compute: Affine::default(),
             memory: build.traffic(0.0, copies * precision.combine.bytes() / tp as f64),
+            link: Affine::default(),
         });
         let mut dense_layer = common;
         ffn("dense FFN", model.dense_hidden, &mut dense_layer);
@@ -100,6 +108,7 @@ impl AttentionCost {
             overhead_s: used.kernel_us * 1e-6,
             compute: Affine::default(),
             memory: build.traffic(0.0, 2.0 * hidden * activation),
+            link: Affine::default(),
         }];
         step.push(build.product("head", hidden * model.vocab as f64, weights));
         Self {
@@ -145,22 +154,30 @@ impl Builder<'_> {
                 ..Affine::default()
             },
             memory: self.traffic(share * dtype.bytes(), 0.0),
+            link: Affine::default(),
         }
     }
 
-    /// The all-reduce after a divided product, if it is divided.
-    pub(super) fn sync(&self, row_bytes: f64) -> Option<Kernel> {
-        (self.tp > 1).then(|| {
-            let latency = all_reduce_s(self.gpu, self.used, self.tp, 0.0);
-            Kernel {
-                name: "all-reduce",
-                overhead_s: latency,
-                compute: Affine::default(),
-                memory: Affine {
-                    per_row_s: all_reduce_s(self.gpu, self.used, self.tp, row_bytes) - latency,
-                    ..Affine::default()
-                },
-            }
-        })
+    /// A divided product and the all-reduce of its rows: one kernel if they are fused, two if not, and no all-reduce if nothing is divided.
+    pub(super) fn synced(&self, product: Kernel, row_bytes: f64) -> Vec<Kernel> {
+        if self.tp <= 1 {
+            return vec![product];
+        }
+        let latency = all_reduce_s(self.gpu, self.used, self.tp, 0.0);
+        let link = Affine {
+            per_row_s: all_reduce_s(self.gpu, self.used, self.tp, row_bytes) - latency,
+            ..Affine::default()
+        };
+        if self.used.fused_all_reduce {
+            return vec![Kernel { link, ..product }];
+        }
+        let all_reduce = Kernel {
+            name: "all-reduce",
+            overhead_s: latency,
+            compute: Affine::default(),
+            memory: Affine::default(),
+            link,
+        };
+        vec![product, all_reduce]
     }
 }

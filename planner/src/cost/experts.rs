@@ -1,7 +1,7 @@
 //! T_e: what an expert worker computes in a layer.
 
+use crate::cost::Stage;
 use crate::cost::attention::Builder;
-use crate::cost::{Affine, Kernel, Stage};
 use crate::{Efficiency, Gpu, ModelShape, Precision};
 
 /// Time of an expert worker, of all its GPUs together. Its experts are one grouped product after the other.
@@ -39,6 +39,7 @@ impl ExpertCost {
             + self.per_row_s * total
     }
 
+    /// A roofline of both products on `tp` GPUs of one server; every output of a row is reduced over them by itself, for outputs return unsummed.
     pub(crate) fn roofline(
         gpu: &Gpu,
         used: &Efficiency,
@@ -46,25 +47,45 @@ impl ExpertCost {
         precision: &Precision,
         tp: usize,
     ) -> Self {
+        Self::reducing(gpu, used, model, precision, tp, 1.0)
+    }
+
+    /// The same where experts and attention are together: a row's K outputs are summed first, and reduced once.
+    pub(crate) fn colocated(
+        gpu: &Gpu,
+        used: &Efficiency,
+        model: &ModelShape,
+        precision: &Precision,
+        tp: usize,
+    ) -> Self {
+        Self::reducing(gpu, used, model, precision, tp, 1.0 / model.top_k as f64)
+    }
+
+    /// `reduced` rows go through an all-reduce for each output.
+    fn reducing(
+        gpu: &Gpu,
+        used: &Efficiency,
+        model: &ModelShape,
+        precision: &Precision,
+        tp: usize,
+        reduced: f64,
+    ) -> Self {
         let build = Builder { gpu, used, tp };
         let third = (model.hidden * model.expert_hidden) as f64;
-        let bare = |kernel: Kernel| Kernel {
-            overhead_s: 0.0,
-            ..kernel
-        };
-        let kernels = vec![
-            bare(build.product("gate and up", 2.0 * third, precision.experts)),
-            bare(build.product("down", third, precision.experts)),
-        ];
-        let sync = build.sync(model.hidden as f64 * 2.0);
-        let of_sync = |part: fn(&Kernel) -> f64| sync.as_ref().map_or(0.0, part);
+        let up = build.product("gate and up", 2.0 * third, precision.experts);
+        let down = build.product("down", third, precision.experts);
+        let mut kernels = vec![up];
+        kernels.extend(build.synced(down, reduced * model.hidden as f64 * 2.0));
+        // Of a grouped product the launch is one for all experts, and so is an all-reduce that is a kernel of its own.
+        let overhead_s = kernels.iter().map(|kernel| kernel.overhead_s).sum();
+        let all_reduce = (kernels.len() > 2).then(|| kernels.pop()).flatten();
+        for kernel in &mut kernels {
+            kernel.overhead_s = 0.0;
+        }
         Self {
-            overhead_s: kernels.len() as f64 * used.kernel_us * 1e-6 + of_sync(|k| k.overhead_s),
+            overhead_s,
             expert: Stage::Kernels(kernels),
-            per_row_s: of_sync(|k| {
-                let Affine { per_row_s, .. } = k.memory;
-                per_row_s
-            }),
+            per_row_s: all_reduce.map_or(0.0, |kernel| kernel.link.per_row_s),
         }
     }
 }

@@ -22,7 +22,7 @@ impl Affine {
     }
 }
 
-/// One kernel: a launch, then arithmetic and memory side by side.
+/// One kernel: a launch, then arithmetic, memory and links between GPUs side by side.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kernel {
     /// What it computes.
@@ -33,6 +33,8 @@ pub struct Kernel {
     pub compute: Affine,
     /// Time of its bytes at the bandwidth that is reached.
     pub memory: Affine,
+    /// Time of what goes to other GPUs of the worker.
+    pub link: Affine,
 }
 
 impl Kernel {
@@ -43,6 +45,7 @@ impl Kernel {
                 .compute
                 .at(rows, cached)
                 .max(self.memory.at(rows, cached))
+                .max(self.link.at(rows, cached))
     }
 }
 

@@ -63,7 +63,7 @@ pub fn all_reduce_s(gpu: &Gpu, used: &Efficiency, gpus: usize, bytes: f64) -> f6
             + way(
                 servers,
                 bytes / inside,
-                gpu.nic_bytes_per_s() * used.node_link,
+                gpu.nic_bytes_per_s() * used.network,
             );
     }
     time_s
@@ -81,7 +81,7 @@ mod tests {
         let used = hardware.efficiency;
         assert_eq!(all_reduce_s(gpu, &used, 1, 1e9), 0.0);
         let eight = all_reduce_s(gpu, &used, 8, 1e9);
-        assert!((eight - (8e-6 + 1.75 * 1e9 / 160e9)).abs() < 1e-9);
+        assert!((eight - (8e-6 + 1.75 * 1e9 / 120e9)).abs() < 1e-9);
         let sixteen = all_reduce_s(gpu, &used, 16, 1e9);
         assert!((sixteen - eight - (16e-6 + 0.125e9 / 20e9)).abs() < 1e-9);
     }

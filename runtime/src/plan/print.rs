@@ -186,7 +186,10 @@ fn memory(text: &mut String, name: &str, used: &MemoryUse) {
 fn colocated(text: &mut String, objective: Objective, best: &Colocated, plan: &Plan) {
     let ratio = plan.best.rates.score(objective) / best.rates.score(objective);
     let division = match best.division {
-        Division::Tensors => "tensors divided".to_owned(),
+        Division::Tensors { stages: 1 } => "tensors divided".to_owned(),
+        Division::Tensors { stages } => {
+            format!("tensors divided, layers in {stages} stages of a pipeline")
+        }
         Division::Experts { tp, micro_batches } => {
             format!("experts divided, attention in groups of {tp}, {micro_batches} micro-batches")
         }

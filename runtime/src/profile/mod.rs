@@ -147,6 +147,8 @@ fn file(model: &ModelShape, profile: Profile) -> Result<File, Failure> {
             memory_usable: 0.9,
             kernel_us: 0.0,
             collective_us: 0.0,
+            network: 1.0,
+            fused_all_reduce: false,
         }),
     };
     Ok(File {

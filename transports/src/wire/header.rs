@@ -1,5 +1,7 @@
 //! The 64 bytes every frame begins with.
 
+use std::time::Duration;
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -57,6 +59,13 @@ pub struct Times {
     pub queued_ns: u64,
     /// Computation, in nanoseconds.
     pub compute_ns: u64,
+}
+
+impl Times {
+    /// Both together.
+    pub const fn total(&self) -> Duration {
+        Duration::from_nanos(self.queued_ns.saturating_add(self.compute_ns))
+    }
 }
 
 /// A header whose fields have meaning; counts are not yet checked against limits.
