@@ -15,7 +15,7 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(super) struct SubsystemArgs {
     /// A model: F, H or random:SEED
-    #[arg(long, required_unless_present = "devices", conflicts_with_all = ["devices", "agent", "bounds", "lossy", "throughput_min"])]
+    #[arg(long, required_unless_present = "devices", conflicts_with_all = ["devices", "agent", "bounds", "lossy", "loss_max", "throughput_min"])]
     subsystem: Option<String>,
     #[command(flatten)]
     adapters: AdapterArgs,
@@ -25,6 +25,9 @@ pub(super) struct SubsystemArgs {
     /// The fabric has no flow control: judge losses, over ten times those of plain traffic and over a thousandth
     #[arg(long)]
     lossy: bool,
+    /// Judge losses over this share of packets, whatever plain traffic lost
+    #[arg(long, value_name = "SHARE")]
+    loss_max: Option<f64>,
     /// Throughput below this share of what is owed is too little
     #[arg(long, default_value_t = 0.8)]
     throughput_min: f64,
@@ -125,22 +128,20 @@ impl SubsystemArgs {
             }
             return run(&mut Simulated::new(&model, seed), Monitor::default());
         }
-        if !(0.0..=1.0).contains(&self.throughput_min) {
-            return Err(Failure::new(format!(
-                "--throughput-min is {}: give a share from 0 to 1",
-                self.throughput_min
-            )));
-        }
+        let throughput_min = share("--throughput-min", self.throughput_min)?;
+        let loss_max = self.loss_max.map(|most| share("--loss-max", most));
+        let loss_max = loss_max.transpose()?;
         let mut adapters = self.adapters.open(space)?;
         let calibration = self.calibration(&mut adapters, unknown)?;
         let mut monitor = Monitor {
-            throughput_min: self.throughput_min,
+            throughput_min,
+            loss_max,
             ..Monitor::default()
         };
         if calibration.is_none() {
             monitor.throughput_min = 0.0;
         }
-        if self.lossy {
+        if self.lossy && loss_max.is_none() {
             let clean = calibration.as_ref();
             let clean = clean.map_or(0.0, |known| known.clean_loss(adapters.space()));
             monitor.loss_max = Monitor::lossy(clean).loss_max;
@@ -218,6 +219,15 @@ pub(super) fn show(known: &Calibration) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
+}
+
+fn share(option: &str, share: f64) -> Result<f64, Failure> {
+    if (0.0..=1.0).contains(&share) {
+        return Ok(share);
+    }
+    Err(Failure::new(format!(
+        "{option} is {share}: give a share from 0 to 1"
+    )))
 }
 
 fn milliseconds(option: &str, seconds: f64) -> Result<u64, Failure> {
