@@ -1,6 +1,5 @@
 //! A port of a device, opened: what it can do, the memory that requests name, and the way to a peer.
 
-use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
@@ -164,12 +163,4 @@ impl Adapter {
     pub(super) fn region(&self, buffer: &Arc<Buffer>) -> Result<MemoryRegion, EngineError> {
         Ok(MemoryRegion::new(&self.domain, buffer, Access::ALL)?)
     }
-}
-
-/// Memory that the system has left, bytes; none where it does not say.
-pub(super) fn memory_left() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let lines: BTreeMap<&str, &str> = text.lines().filter_map(|l| l.split_once(':')).collect();
-    let kib = lines.get("MemAvailable")?.trim().strip_suffix(" kB")?;
-    kib.parse::<u64>().ok()?.checked_mul(1024)
 }

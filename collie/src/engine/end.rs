@@ -9,28 +9,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use volley_transports::verbs::{
-    Access, AddressHandle, CompletionQueue, Connection, QueuePair, QueuePairKind, QueuePairOptions,
-    Reliability, RemoteMemory,
+    Access, AddressHandle, CompletionQueue, Connection, QueuePair, Reliability, RemoteMemory,
 };
 
-use super::adapter::{Adapter, memory_left};
+use super::adapter::Adapter;
 use super::flow::{Half, Side, halves};
+use super::limits::{check, is_busy, memory_left, one_sided, queues};
 use super::message::{Facts, HalfOffer, Reading, Task, Timing};
 use super::traffic::{Carried, DATAGRAM_HEADER, DATAGRAM_KEY, Lane, Link, Target, Until};
 use super::{End, EngineError};
-use crate::space::{Operation, Point, Space};
+use crate::space::Point;
 
 /// Threads of one half, at most.
 const LANES_MAX: usize = 8;
 /// Lanes of one half, at most, where completion queues are too short for fewer.
 const SHORT_LANES_MAX: usize = 64;
-/// Bytes of a queue pair beside its requests, and of a request beside its pieces: more than adapters take.
-const PAIR_BYTES: u64 = 16 << 10;
-const REQUEST_BYTES: u64 = 128;
 /// How often it is looked whether traffic still flows.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Requests that a queue which is not used holds.
-const UNUSED_DEPTH: u32 = 1;
 
 /// An end on this host.
 pub(super) struct LocalEnd {
@@ -74,7 +69,7 @@ impl LocalEnd {
 
     fn set_up(&self, task: &Task, psn: u32) -> Result<Work, EngineError> {
         let point = &task.point;
-        self.check(point)?;
+        check(&self.adapter.facts, point, memory_left())?;
         let mut work = Work {
             point: point.clone(),
             halves: halves(point, task.side),
@@ -139,26 +134,6 @@ impl LocalEnd {
             }
         }
         Ok(work)
-    }
-
-    /// Whether this host can run a workload without harm: nothing that comes from a peer is believed.
-    fn check(&self, point: &Point) -> Result<(), EngineError> {
-        space(&self.adapter.facts)
-            .admits(point)
-            .map_err(|error| EngineError::Unfit(error.to_string()))?;
-        self.adapter.mtu(point.mtu)?;
-        let requests = u64::from(point.send_depth) + u64::from(point.receive_depth);
-        let pair = PAIR_BYTES + requests * (REQUEST_BYTES + 16 * u64::from(point.sges));
-        // Three halves at most are at one end.
-        let bytes = 3 * u64::from(point.qps) * pair;
-        match memory_left() {
-            Some(left) if bytes > left / 2 => Err(EngineError::Unfit(format!(
-                "queues of some {} MiB; half of this host's free memory is {} MiB",
-                bytes >> 20,
-                left >> 21
-            ))),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -402,75 +377,9 @@ impl Work {
     }
 }
 
-/// The workloads that an end can run, by what it is made of.
-pub(super) fn space(facts: &Facts) -> Space {
-    use crate::space::{Axis, Memory};
-    let nodes: Vec<Memory> = facts.nodes.iter().copied().map(Memory::Dram).collect();
-    let mut space = Space {
-        mtu: [256, 512, 1024, 2048, 4096]
-            .into_iter()
-            .filter(|mtu| *mtu <= facts.mtu)
-            .collect(),
-        memory_a: nodes.clone(),
-        memory_b: nodes,
-        ..Space::default()
-    };
-    // Three halves of a workload's flows may be at one end.
-    let most = [
-        (Axis::Qps, facts.queue_pairs / 3),
-        (Axis::Sges, facts.sges),
-        (Axis::SendDepth, facts.queue_depth),
-        (Axis::ReceiveDepth, facts.queue_depth),
-        (Axis::Batch, facts.queue_depth),
-        (Axis::Regions, facts.regions / 3),
-    ];
-    for (axis, most) in most {
-        let range = space.axes.get_mut(&axis).expect("every axis has a range");
-        range.1 = range.1.min(most).max(1);
-    }
-    space.regions_total_max = space.regions_total_max.min(facts.regions / 3).max(1);
-    space
-}
-
 fn in_time(deadline: Instant) -> Result<(), EngineError> {
     match Instant::now() < deadline {
         true => Ok(()),
         false => Err(EngineError::OutOfTime),
     }
-}
-
-/// Whether the requester names the responder's memory.
-fn one_sided(operation: Operation) -> bool {
-    !matches!(
-        operation,
-        Operation::RcSend | Operation::UcSend | Operation::UdSend
-    )
-}
-
-/// Whether a half has a loop to run.
-fn is_busy(half: &Half, point: &Point) -> bool {
-    half.requests || point.operation.consumes_receives()
-}
-
-/// The queue pairs of a half: how many completions each may cause at once, and its sizes.
-fn queues(half: Half, point: &Point) -> (u32, QueuePairOptions) {
-    let (send_depth, receive_depth) = match half.requests {
-        true => (point.send_depth, UNUSED_DEPTH),
-        false if point.operation.consumes_receives() => (UNUSED_DEPTH, point.receive_depth),
-        false => (UNUSED_DEPTH, UNUSED_DEPTH),
-    };
-    let kind = match point.operation {
-        Operation::UcSend | Operation::UcWrite | Operation::UcWriteImm => QueuePairKind::Unreliable,
-        Operation::UdSend => QueuePairKind::Datagram,
-        _ => QueuePairKind::Reliable,
-    };
-    let options = QueuePairOptions {
-        kind,
-        send_depth,
-        receive_depth,
-        send_pieces: point.sges,
-        receive_pieces: point.sges,
-        inline_bytes: 0,
-    };
-    (send_depth.max(receive_depth), options)
 }

@@ -18,6 +18,7 @@ mod agent;
 mod calibration;
 mod end;
 mod flow;
+mod limits;
 mod message;
 mod pair;
 mod remote;

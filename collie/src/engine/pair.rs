@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::calibration::{Calibration, Owed, plan};
-use super::end::{LocalEnd, space};
+use super::end::LocalEnd;
 use super::flow::{Flow, Half, Side, halves};
+use super::limits::space;
 use super::message::{Facts, HalfOffer, Reading, Task, Timing};
 use super::remote::RemoteEnd;
 use super::samples::measurement;
