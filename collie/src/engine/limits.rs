@@ -158,10 +158,11 @@ mod tests {
         };
         refused(with(&|p| p.qps = 20_000), "half of this host's free memory");
         refused(with(&|p| p.mtu = 4096), "MTU is 4096");
-        refused(with(&|p| p.batch = 129), "must hold its batch");
+        refused(
+            with(&|p| (p.batch, p.send_depth) = (65, 64)),
+            "must hold its batch",
+        );
         refused(with(&|p| p.messages.clear()), "0");
-        refused(with(&|p| p.messages[0] = u32::MAX), "4294967295");
-        refused(with(&|p| p.regions = 1 << 20), "regions");
-        refused(with(&|p| p.memory_a = Memory::Gpu(0)), "gpu0");
+        refused(with(&|p| p.messages[0] = u32::MAX), "region length");
     }
 }
