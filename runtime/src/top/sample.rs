@@ -103,14 +103,24 @@ impl Sample {
     }
 }
 
+/// Names of labels and their values.
+pub(super) type Labels = [(String, String)];
+
 /// Prometheus' text format, as far as our own server writes it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Metrics(Vec<(String, Vec<(String, String)>, f64)>);
+pub(super) struct Metrics(Vec<Series>);
+
+#[derive(Debug, Clone)]
+struct Series {
+    name: String,
+    labels: Box<Labels>,
+    value: f64,
+}
 
 impl Metrics {
     /// Lines that are no sample are passed over.
     pub(super) fn parse(text: &str) -> Self {
-        Metrics(text.lines().filter_map(line).collect())
+        Metrics(text.lines().filter_map(Series::parse).collect())
     }
 
     /// The sum over all labels.
@@ -119,30 +129,33 @@ impl Metrics {
     }
 
     /// Values with their labels.
-    pub(super) fn series<'a>(
-        &'a self,
-        name: &'a str,
-    ) -> impl Iterator<Item = (&'a [(String, String)], f64)> {
-        let of_name = self.0.iter().filter(move |(other, ..)| other == name);
-        of_name.map(|(_, labels, value)| (&labels[..], *value))
+    pub(super) fn series(&self, name: &str) -> impl Iterator<Item = (&Labels, f64)> {
+        let of_name = self.0.iter().filter(move |series| series.name == name);
+        of_name.map(|series| (&*series.labels, series.value))
     }
 }
 
-fn line(line: &str) -> Option<(String, Vec<(String, String)>, f64)> {
-    if line.starts_with('#') {
-        return None;
+impl Series {
+    fn parse(line: &str) -> Option<Self> {
+        if line.starts_with('#') {
+            return None;
+        }
+        let (name, value) = line.rsplit_once(' ')?;
+        let (name, labels) = match name.split_once('{') {
+            // Our labels hold no quotes and no commas.
+            Some((name, labels)) => (name, labels.strip_suffix('}')?),
+            None => (name, ""),
+        };
+        let labels = labels.split(',').filter_map(|pair| {
+            let (key, text) = pair.split_once('=')?;
+            Some((key.to_owned(), text.trim_matches('"').to_owned()))
+        });
+        Some(Series {
+            name: name.to_owned(),
+            labels: labels.collect(),
+            value: value.parse().ok()?,
+        })
     }
-    let (name, value) = line.rsplit_once(' ')?;
-    let value = value.parse().ok()?;
-    let Some((name, labels)) = name.split_once('{') else {
-        return Some((name.to_owned(), Vec::new(), value));
-    };
-    // Our labels hold no quotes and no commas.
-    let labels = labels.strip_suffix('}')?.split(',').filter_map(|pair| {
-        let (key, text) = pair.split_once('=')?;
-        Some((key.to_owned(), text.trim_matches('"').to_owned()))
-    });
-    Some((name.to_owned(), labels.collect(), value))
 }
 
 #[cfg(test)]

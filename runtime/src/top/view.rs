@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use volley_actors::metric_names as names;
 
-use super::sample::{Sample, State};
+use super::sample::{Labels, Sample, State};
 
 /// One interval of a cluster.
 #[derive(Debug, Clone)]
@@ -160,14 +160,13 @@ impl View {
 }
 
 fn hops(sample: &Sample) -> Vec<Hop> {
-    let label = |labels: &[(String, String)], name: &str| {
+    let label = |labels: &Labels, name: &str| {
         let found = labels.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.clone())
     };
-    let ends =
-        |labels: &[(String, String)]| Some((label(labels, "worker")?, label(labels, "peer")?));
+    let ends = |labels: &Labels| Some((label(labels, "worker")?, label(labels, "peer")?));
     let medians: Vec<_> = sample.metrics.series(names::HOP_MEDIAN).collect();
-    let of_one = |(labels, p99): (&[(String, String)], f64)| {
+    let of_one = |(labels, p99): (&Labels, f64)| {
         let (worker, peer) = ends(labels)?;
         let same = medians
             .iter()
