@@ -10,6 +10,7 @@ use volley_transports::Role;
 use super::error::ApiError;
 use super::fields::{self, Fields};
 use super::state::App;
+use crate::build;
 
 /// The frontend's books, and every worker with what it waits for.
 #[derive(Serialize)]
@@ -113,7 +114,7 @@ pub(super) async fn experts(State(app): State<App>) -> Json<ExpertLoad> {
 }
 
 pub(super) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+    Json(build::facts())
 }
 
 /// Rows computed since the start.

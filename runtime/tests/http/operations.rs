@@ -240,3 +240,33 @@ fn the_rest_answers() {
     assert!(expert["worker"].as_str().unwrap().starts_with("expert-"));
     assert!(expert["waits"].is_array(), "it answers: {expert}");
 }
+
+#[test]
+fn top_shows_a_running_server() {
+    let server = Server::start();
+    let url = format!("http://{}", server.address);
+    let top = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_volley"));
+        let args = ["top", "--url", &url, "--interval", "0.2"];
+        let output = command.args(args).args(more).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+            error,
+        )
+    };
+    let (good, text, error) = top(&["--once"]);
+    assert!(good, "{error}");
+    assert!(
+        text.contains("attention-0") && text.contains("tokens/s") && text.contains("layer   0"),
+        "{text}"
+    );
+    let (good, json, error) = top(&["--json"]);
+    assert!(good, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["workers"][0]["worker"], "attention-0");
+    // It is no terminal, and says what to do.
+    let (good, _, error) = top(&[]);
+    assert!(!good && error.contains("--once"), "{error}");
+}
