@@ -10,7 +10,7 @@ mod problem;
 mod raw;
 mod settings;
 mod size;
-mod suggest;
+pub(crate) mod suggest;
 
 pub use kind::Kind;
 pub use policy::{OrderSettings, SchedulerSettings};
