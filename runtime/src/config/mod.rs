@@ -5,6 +5,7 @@
 
 pub mod keys;
 mod kind;
+mod planned;
 mod problem;
 mod raw;
 mod settings;
@@ -12,6 +13,7 @@ mod size;
 mod suggest;
 
 pub use kind::Kind;
+pub use planned::ClusterOutline;
 pub use problem::{ConfigError, Place, Problem};
 pub use raw::{
     FlagValues, Isolate, LogFormat, LogSettings, MembershipBackend, Raw, Transport, environment,
