@@ -3,6 +3,7 @@
 
 mod baselines;
 mod case;
+pub mod engine;
 mod evaluate;
 mod extract;
 mod fit;

@@ -63,7 +63,7 @@ pub struct Probe {
 
 /// The workload did not run: this says nothing of the hardware's behaviour under it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the traffic could not be set up: {0}")]
+#[error("the workload did not run: {0}")]
 pub struct SetupFailed(pub String);
 
 /// A pair of hosts with their adapters, or a model of them.

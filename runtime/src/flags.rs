@@ -35,6 +35,7 @@ impl Sections for Serving {
         "model",
         "cluster",
         "limits",
+        "scheduler",
         "network",
         "membership",
         "server",
@@ -49,7 +50,7 @@ impl Sections for Serving {
 pub struct Joining;
 
 impl Sections for Joining {
-    const SECTIONS: &'static [&'static str] = &["network", "membership", "log"];
+    const SECTIONS: &'static [&'static str] = &["scheduler", "network", "membership", "log"];
     const LOG_LEVEL: &'static str = "info";
 }
 
@@ -58,7 +59,8 @@ impl Sections for Joining {
 pub struct Offline;
 
 impl Sections for Offline {
-    const SECTIONS: &'static [&'static str] = &["model", "cluster", "limits", "network", "log"];
+    const SECTIONS: &'static [&'static str] =
+        &["model", "cluster", "limits", "scheduler", "network", "log"];
     // What such a command has to say stands on standard output.
     const LOG_LEVEL: &'static str = "warn";
 }
@@ -152,6 +154,7 @@ fn argument<S: Sections>(key: &'static Key, flag: &'static str) -> Arg {
         (_, Kind::Path) => ("FILE", ValueHint::FilePath),
         (_, Kind::Choice(_)) => ("CHOICE", ValueHint::Other),
         (_, Kind::Filter) => ("LEVEL", ValueHint::Other),
+        ("scheduler.weights" | "scheduler.classes", _) => ("NAME=N,...", ValueHint::Other),
         (_, Kind::Text) => ("NAME", ValueHint::Other),
     };
     Arg::new(flag)
@@ -171,6 +174,9 @@ fn heading(section: &str) -> &'static str {
         "model" => "Model",
         "cluster" => "Cluster",
         "limits" => "Limits",
+        "scheduler" => "Scheduler",
+        "network" => "Network",
+        "membership" => "Membership",
         "server" => "Server",
         "log" => "Log",
         _ => "Trace",

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use volley_actors::{Cluster, MemoryPlan};
+use volley_actors::{Cluster, MemoryPlan, scheduler};
 use volley_models::{ChatError, ModelDir, ModelError};
 use volley_transports::quic::NodeRole;
 
@@ -100,6 +100,9 @@ impl Launch {
         let shown = Arc::clone(display);
         let progress = Arc::new(move |progress| shown.update(&progress));
         let config = self.settings.cluster.clone();
+        let policy = self.settings.scheduler.clone();
+        let (prefill, fill) = (config.prefill_tokens, config.micro_batch_rows);
+        let planner = Some(scheduler(move || policy.scheduler(prefill, fill)));
         let spec = self.model.spec();
         let mut children = None;
         let mut office = None;
@@ -107,7 +110,7 @@ impl Launch {
             Isolate::Thread => Arc::new(Cluster::start(
                 config,
                 self.model.weights(),
-                None,
+                planner,
                 progress,
             )?),
             Isolate::Process => {
@@ -115,7 +118,7 @@ impl Launch {
                 let known = Arc::new(OnceLock::new());
                 children = Some(nursery.start(Arc::clone(&known))?);
                 let print = fingerprint::of(&self.settings)?;
-                let cluster = Cluster::gather(config, spec, None, progress, node, print, true)?;
+                let cluster = Cluster::gather(config, spec, planner, progress, node, print, true)?;
                 let cluster = Arc::new(cluster);
                 let _ = known.set(Arc::downgrade(&cluster));
                 cluster
@@ -132,7 +135,7 @@ impl Launch {
                     config.expert_workers
                 );
                 let print = fingerprint::of(&self.settings)?;
-                let cluster = Cluster::gather(config, spec, None, progress, node, print, false)?;
+                let cluster = Cluster::gather(config, spec, planner, progress, node, print, false)?;
                 Arc::new(cluster)
             }
         };

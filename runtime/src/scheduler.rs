@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tokio::sync::oneshot;
-use volley_actors::{FirstCome, PolicyScheduler, RemoteScheduler};
+use volley_actors::RemoteScheduler;
 use volley_transports::quic::NodeRole;
 
 use crate::failure::Failure;
@@ -41,6 +41,7 @@ GET /admin/state names who plans (`scheduler`) and who stands by (`standby`).";
 pub fn run(args: SchedulerArgs) -> Result<(), Failure> {
     let raw = args.config.load()?;
     logging::start(&raw.log);
+    let policy = raw.scheduler()?;
     let settings = raw.network();
     let identity = network::identity(&settings, NodeRole::Scheduler)?;
     let node = network::bind(network::worker_listen(&settings)?, &identity, &settings)?;
@@ -65,10 +66,7 @@ pub fn run(args: SchedulerArgs) -> Result<(), Failure> {
         node,
         controller: Box::new(move || network::find_controller(&*finder)),
         term,
-        make: Box::new(|hints| {
-            let policy = FirstCome::new(hints.prefill_tokens, hints.micro_batch_rows);
-            Box::new(PolicyScheduler::new(policy))
-        }),
+        make: Box::new(move |hints| policy.scheduler(hints.prefill_tokens, hints.micro_batch_rows)),
     };
     let result = runtime.block_on(async {
         let mut signals = Signals::new()?;

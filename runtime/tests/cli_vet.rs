@@ -216,3 +216,37 @@ fn a_silent_device_says_nothing_and_a_strange_one_is_named() {
         err(&strange)
     );
 }
+
+#[test]
+fn a_target_that_makes_no_sense_is_refused_with_what_to_give() {
+    let refused = |args: &[&str], part: &str| {
+        let output = vet(args);
+        assert!(!output.status.success());
+        assert!(err(&output).contains(part), "{args:?}: {}", err(&output));
+    };
+    let write = ["--operation", "rc-write"];
+    refused(&["probe", write[0], write[1]], "--subsystem");
+    refused(
+        &[
+            "probe",
+            "--subsystem",
+            "F",
+            "--devices",
+            "a,b",
+            write[0],
+            write[1],
+        ],
+        "cannot be used with",
+    );
+    refused(
+        &["probe", "--subsystem", "F", "--lossy", write[0], write[1]],
+        "--lossy",
+    );
+    refused(&["calibrate", "--devices", "mlx5_0"], "give two");
+    refused(&["calibrate", "--devices", "mlx5_0:0,b"], "mlx5_0:2");
+    refused(
+        &["calibrate", "--devices", "a,b", "--sample", "0.001"],
+        "50 milliseconds",
+    );
+    refused(&["agent", "--listen", "nowhere"], "invalid");
+}

@@ -30,6 +30,12 @@ pub trait Scheduler: Send {
     fn handle(&mut self, event: &SchedulerEvent, now: Now, plans: &mut Vec<StepPlan>);
 }
 
+impl<S: Scheduler + ?Sized> Scheduler for Box<S> {
+    fn handle(&mut self, event: &SchedulerEvent, now: Now, plans: &mut Vec<StepPlan>) {
+        (**self).handle(event, now, plans);
+    }
+}
+
 /// Picks the next step of one micro-batch.
 pub trait Policy: Send {
     /// Hears of an event before the books have entered it.

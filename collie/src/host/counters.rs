@@ -35,6 +35,32 @@ const LOSSES: [&str; 19] = [
     "completer_retry_err",
 ];
 
+/// What names of diagnostic counters have in them: events inside an adapter that a search drives high.
+const DIAGNOSTIC: [&str; 22] = [
+    "buffer",
+    "cnp",
+    "deferred",
+    "discard",
+    "drop",
+    "duplicate",
+    "ecn",
+    "err",
+    "full",
+    "hit",
+    "icm",
+    "miss",
+    "nak",
+    "oos",
+    "out_of",
+    "overflow",
+    "pause",
+    "retrans",
+    "retry",
+    "stall",
+    "timeout",
+    "wait",
+];
+
 /// Why counters cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CountersError {
@@ -123,6 +149,28 @@ impl Counters {
         Counters(grown.collect())
     }
 
+    /// The names of those that tell of events inside the adapter. Volumes of traffic do not, nor do the parts of single rings and lanes, whose sums are there too.
+    pub fn diagnostic(&self) -> Vec<String> {
+        let of_a_part = |name: &str| {
+            let rest = name.trim_start_matches(|c: char| c.is_ascii_alphabetic() || c == '_');
+            let before = &name[..name.len() - rest.len()];
+            !rest.is_empty() && !before.contains("prio")
+        };
+        let names = self
+            .0
+            .keys()
+            .filter(|name| DIAGNOSTIC.iter().any(|part| name.contains(part)) && !of_a_part(name));
+        names.cloned().collect()
+    }
+
+    /// Packets received and packets sent.
+    pub fn packets(&self) -> (u64, u64) {
+        (
+            self.first(&[("rx_pkts", 1), ("port_rcv_packets", 1), ("rcvd_pkts", 1)]),
+            self.first(&[("tx_pkts", 1), ("port_xmit_packets", 1), ("sent_pkts", 1)]),
+        )
+    }
+
     fn sum(&self, wanted: impl Fn(&str) -> bool) -> u64 {
         let values = self.0.iter().filter(|(name, _)| wanted(name));
         values.fold(0, |sum, (_, value)| sum.saturating_add(*value))
@@ -138,8 +186,7 @@ impl Counters {
     /// What growth in so many seconds says of the end that it was read at. `counters` holds every value a second, in the order of the names.
     pub fn sample(&self, seconds: f64) -> Sample {
         let bytes = self.first(&[("rx_bytes", 1), ("port_rcv_data", 4)]);
-        let packets = self.first(&[("rx_pkts", 1), ("port_rcv_packets", 1), ("rcvd_pkts", 1)]);
-        let sent = self.first(&[("tx_pkts", 1), ("port_xmit_packets", 1), ("sent_pkts", 1)]);
+        let (packets, sent) = self.packets();
         let lost = self.sum(|name| LOSSES.contains(&name));
         // The time that this end asked its peer to be silent; priorities pause on their own, so the longest counts.
         let paused_us = self
@@ -242,6 +289,21 @@ mod tests {
             (rxe.bits_per_s, rxe.packets_per_s, rxe.loss_ratio),
             (0.0, 10.0, 0.1)
         );
+    }
+
+    #[test]
+    fn diagnostic_counters_are_told_from_volumes_and_parts() {
+        let all = parse_ethtool(
+            "rx_bytes: 1\nrx_packets: 1\nrcvd_pkts: 1\nrx_out_of_buffer: 1\ntx_prio3_pause_duration: 1\nrx0_xdp_drop: 1\nout_of_seq_request: 1\nport_xmit_wait: 1\nrx_discards_phy: 1",
+        );
+        let expected = [
+            "out_of_seq_request",
+            "port_xmit_wait",
+            "rx_discards_phy",
+            "rx_out_of_buffer",
+            "tx_prio3_pause_duration",
+        ];
+        assert_eq!(all.diagnostic(), expected);
     }
 
     #[test]

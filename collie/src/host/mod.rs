@@ -4,6 +4,7 @@
 //! they hold is checked: a number that does not parse is left out.
 
 mod counters;
+mod ethtool;
 mod pci;
 mod preflight;
 
@@ -11,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use counters::{Counters, CountersError, PortCounters, parse_ethtool};
+pub use ethtool::read_ethtool;
 pub use preflight::{Check, Finding, preflight};
 
 /// The text of a small file, without the white space at its ends. None if it cannot be read.
@@ -46,4 +48,17 @@ pub fn interface(root: &Path, device: &str) -> Option<String> {
         .into_iter()
         .next()
         .or_else(|| text(&device_folder(root, device).join("parent")))
+}
+
+/// The NUMA nodes of a host; node 0 where it says nothing of them.
+pub fn numa_nodes(root: &Path) -> Vec<u8> {
+    let mut nodes: Vec<u8> = names(&root.join("sys/devices/system/node"))
+        .iter()
+        .filter_map(|name| name.strip_prefix("node")?.parse().ok())
+        .collect();
+    nodes.sort_unstable();
+    if nodes.is_empty() {
+        nodes.push(0);
+    }
+    nodes
 }

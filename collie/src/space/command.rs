@@ -5,9 +5,15 @@ use std::fmt::Write as _;
 use super::feature::{Axis, Category};
 use super::point::{Direction, Memory, Operation, Point};
 
-/// The command that measures this point of a subsystem again.
+/// The command that measures this point of a subsystem again. Two adapters are named `A,B`, or `A,B@AGENT`; models have no comma.
 pub fn probe_command(subsystem: &str, point: &Point) -> String {
-    let mut command = format!("volley vet probe --subsystem {subsystem}");
+    let mut command = match (subsystem.contains(','), subsystem.split_once('@')) {
+        (true, Some((devices, agent))) => {
+            format!("volley vet probe --devices {devices} --agent {agent}")
+        }
+        (true, None) => format!("volley vet probe --devices {subsystem}"),
+        (false, _) => format!("volley vet probe --subsystem {subsystem}"),
+    };
     for category in Category::ALL {
         let _ = write!(command, " --{} {}", category.name(), category.of(point));
     }
@@ -25,7 +31,7 @@ pub fn probe_command(subsystem: &str, point: &Point) -> String {
     command
 }
 
-/// The perftest command of host B, the client; host A runs it without the address.
+/// The perftest command of the client: host B, which has the data, or for a READ host A, which wants it. The other host runs it without the address.
 ///
 /// # Errors
 /// What of the point perftest cannot express.
@@ -52,8 +58,12 @@ pub fn perftest_command(point: &Point) -> Result<String, &'static str> {
         Operation::UcWriteImm => ("ib_write_bw --write_with_imm", "UC"),
         Operation::UdSend => ("ib_send_bw", "UD"),
     };
+    let (memory, server) = match point.operation {
+        Operation::RcRead => (point.memory_a, "HOST_B"),
+        _ => (point.memory_b, "HOST_A"),
+    };
     let mut command = String::new();
-    if let Memory::Dram(node) = point.memory_b {
+    if let Memory::Dram(node) = memory {
         let _ = write!(command, "numactl --membind={node} ");
     }
     let _ = write!(
@@ -71,10 +81,10 @@ pub fn perftest_command(point: &Point) -> Result<String, &'static str> {
     if point.direction == Direction::Bidirectional {
         command.push_str(" -b");
     }
-    if let Memory::Gpu(index) = point.memory_b {
+    if let Memory::Gpu(index) = memory {
         let _ = write!(command, " --use_cuda={index}");
     }
-    command.push_str(" -D 5 HOST_A");
+    let _ = write!(command, " -D 5 {server}");
     Ok(command)
 }
 
@@ -117,6 +127,20 @@ mod tests {
             perftest,
             "numactl --membind=1 ib_send_bw -c UD -q 4 -m 2048 -s 2048 -l 64 -t 256 -r 512 -b -D 5 HOST_A"
         );
+    }
+
+    #[test]
+    fn adapters_are_named_as_their_commands_name_them() {
+        let local = probe_command("mlx5_0,mlx5_1:2", &point());
+        assert!(local.starts_with("volley vet probe --devices mlx5_0,mlx5_1:2 --operation"));
+        let remote = probe_command("mlx5_0,mlx5_0@10.0.0.2:7471", &point());
+        assert!(remote.contains(" --devices mlx5_0,mlx5_0 --agent 10.0.0.2:7471 "));
+        let read = Point {
+            operation: Operation::RcRead,
+            ..point()
+        };
+        let perftest = perftest_command(&read).unwrap();
+        assert!(perftest.starts_with("numactl --membind=0") && perftest.ends_with("HOST_B"));
     }
 
     #[test]

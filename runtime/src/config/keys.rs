@@ -106,6 +106,8 @@ pub const QUANTIZATIONS: &[&str] = &["none", "q8", "q4"];
 pub const ISOLATIONS: &[&str] = &["thread", "process", "host"];
 /// What carries rows between processes.
 pub const TRANSPORTS: &[&str] = &["quic", "rdma"];
+/// Who comes first.
+pub const POLICIES: &[&str] = &["first-come", "fair-share", "earliest-deadline"];
 /// Which pages RDMA's slots are made of.
 pub const PAGES: &[&str] = &["transparent", "reserved"];
 /// Where weights come from.
@@ -279,6 +281,47 @@ pub const KEYS: &[Key] = &[
         default: Default::Value("auto"),
         flag: Some("kv-cache-memory"),
         help: "KV cache of each attention worker. `auto`: room for 16 sequences of full length, but together not more than a quarter of the memory available at start.",
+    },
+    Key {
+        path: "scheduler.policy",
+        kind: Kind::Choice(POLICIES),
+        default: Default::Value("first-come"),
+        flag: Some("policy"),
+        help: "Who starts next. `first-come`: who arrived first. `fair-share`: the tenant (`user` of a request) that got the least for its weight. `earliest-deadline`: whose first token is due first by its class (`priority` of a request). See `docs/schedulers.md`.",
+    },
+    Key {
+        path: "scheduler.weights",
+        kind: Kind::Text,
+        default: Default::Unset("all tenants alike"),
+        flag: Some("tenant-weights"),
+        help: "For `fair-share`: weights of tenants, as in `search=4,batch=0.25`; `*` is everybody who is not named, 1 if it is not given.",
+    },
+    Key {
+        path: "scheduler.classes",
+        kind: Kind::Text,
+        default: Default::Unset("one class for all"),
+        flag: Some("slo-classes"),
+        help: "For `earliest-deadline`: the least priority of each class and its seconds to the first token, as in `10=0.5,0=5`.",
+    },
+    Key {
+        path: "scheduler.target_s",
+        kind: Kind::Seconds {
+            min: 0.001,
+            max: 86_400.0,
+        },
+        default: Default::Value("60"),
+        flag: Some("slo-target"),
+        help: "For `earliest-deadline`: seconds to the first token of requests below every class.",
+    },
+    Key {
+        path: "scheduler.pace_s",
+        kind: Kind::Seconds {
+            min: 0.0,
+            max: 60.0,
+        },
+        default: Default::Value("0"),
+        flag: Some("pace"),
+        help: "Seconds that a step should take, with any policy: sequences start only while decoding stays within it, and prompts are cut to fit. 0: as long as steps take.",
     },
     Key {
         path: "network.controller",

@@ -6,6 +6,7 @@
 pub mod keys;
 mod kind;
 mod planned;
+mod policy;
 mod problem;
 mod raw;
 mod settings;
@@ -14,6 +15,7 @@ mod suggest;
 
 pub use kind::Kind;
 pub use planned::ClusterOutline;
+pub use policy::{OrderSettings, SchedulerSettings};
 pub use problem::{ConfigError, Place, Problem};
 pub use raw::{
     FlagValues, Isolate, LogFormat, LogSettings, MembershipBackend, Raw, Transport, environment,

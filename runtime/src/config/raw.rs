@@ -16,6 +16,7 @@ pub struct Raw {
     pub(super) model: RawModel,
     pub(super) cluster: RawCluster,
     pub(super) limits: RawLimits,
+    pub(super) scheduler: RawScheduler,
     pub(super) network: RawNetwork,
     pub(super) rdma: RawRdma,
     pub(super) membership: RawMembership,
@@ -56,6 +57,35 @@ pub(super) struct RawLimits {
     pub(super) prefill_tokens: Auto<u32>,
     pub(super) max_waiting: usize,
     pub(super) kv_cache_memory: Auto<ByteSize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct RawScheduler {
+    pub(super) policy: PolicyName,
+    pub(super) weights: Option<String>,
+    pub(super) classes: Option<String>,
+    pub(super) target_s: f64,
+    pub(super) pace_s: f64,
+}
+
+/// A shipped policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum PolicyName {
+    FirstCome,
+    FairShare,
+    EarliestDeadline,
+}
+
+impl PolicyName {
+    /// As it is written in the configuration.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::FirstCome => "first-come",
+            Self::FairShare => "fair-share",
+            Self::EarliestDeadline => "earliest-deadline",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -12,6 +12,7 @@ use volley_transports::rdma::{GidChoice, RailName, RdmaOptions};
 use volley_transports::verbs::{Mtu, Pages};
 
 use super::keys;
+use super::policy::SchedulerSettings;
 use super::problem::{ConfigError, Problem};
 use super::raw::{
     Auto, Dtype, Isolate, LogFormat, LogSettings, MembershipBackend, OnAnomaly, Quantize, Raw,
@@ -37,6 +38,8 @@ pub struct Settings {
     pub model: ModelSettings,
     /// Sections `[cluster]` and `[limits]`.
     pub cluster: ClusterConfig,
+    /// Section `[scheduler]`.
+    pub scheduler: SchedulerSettings,
     /// Where workers run.
     pub isolate: Isolate,
     /// What carries rows between processes.
@@ -220,6 +223,20 @@ impl Raw {
         }
     }
 
+    /// Section `[scheduler]`, which needs no model to be known.
+    ///
+    /// # Errors
+    /// With all that is wrong in it.
+    pub fn scheduler(&self) -> Result<SchedulerSettings, ConfigError> {
+        let mut problems = Vec::new();
+        let settings = SchedulerSettings::resolve(&self.scheduler, &mut problems);
+        if problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(ConfigError { problems })
+        }
+    }
+
     /// The directory with this process's certificate.
     pub fn certificates(&self) -> Option<&std::path::Path> {
         self.network.certificates.as_deref()
@@ -300,6 +317,7 @@ impl Settings {
         }
         let kv_blocks = kv_blocks(raw, spec, dtype, context, available, demand, &mut problems);
         let rdma = rdma(raw, &mut problems);
+        let scheduler = SchedulerSettings::resolve(&raw.scheduler, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
@@ -348,6 +366,7 @@ impl Settings {
                 peer_deadline: Duration::from_secs_f64(cluster.peer_deadline_s),
                 timeline_spans,
             },
+            scheduler,
             isolate: cluster.isolate,
             transport: cluster.transport,
             rdma,
@@ -461,6 +480,11 @@ impl Settings {
             "membership.ca" => file(&self.membership.ca),
             "membership.token_file" => file(&self.membership.token_file),
             "membership.namespace" => text(&self.membership.namespace),
+            "scheduler.policy" => text(self.scheduler.policy()),
+            "scheduler.weights" => self.scheduler.weights().map(Value::String),
+            "scheduler.classes" => self.scheduler.classes().map(Value::String),
+            "scheduler.target_s" => self.scheduler.target().and_then(seconds),
+            "scheduler.pace_s" => seconds(self.scheduler.pace.unwrap_or_default()),
             "network.controller" => text(&self.network.controller),
             "network.listen" => self.network.listen.clone().map(Value::String),
             "network.certificates" => file(&self.network.certificates),

@@ -1,22 +1,19 @@
 //! `volley vet preflight` and `volley vet watch`: what this host says of its RDMA devices, without root and without traffic of our own.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 use volley_collie::host::{
-    Check, Counters, Finding, PortCounters, devices, interface, parse_ethtool, preflight,
+    Check, Finding, PortCounters, devices, interface, preflight, read_ethtool,
 };
 use volley_collie::{Bound, Measurement, Monitor, Probe, Sample, Verdict};
 
 use super::{print, print_json};
 use crate::failure::Failure;
 
-/// How long `ethtool` may take.
-const ETHTOOL: Duration = Duration::from_secs(2);
 /// Seconds that are watched, at most: an hour.
 const SECONDS_MAX: u32 = 3600;
 
@@ -124,7 +121,7 @@ pub(super) fn run_watch(args: WatchArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::new(error.to_string()))?;
     let name = interface(&args.root, &args.device);
     let read = || {
-        let of_interface = name.as_deref().map(ethtool).unwrap_or_default();
+        let of_interface = name.as_deref().map(read_ethtool).unwrap_or_default();
         (Instant::now(), port.read().and(of_interface))
     };
     let mut samples: Vec<Sample> = Vec::new();
@@ -179,45 +176,5 @@ pub(super) fn run_watch(args: WatchArgs) -> Result<(), Failure> {
         Verdict::Invalid { reason } => Err(Failure::new(format!(
             "nothing can be said: {reason}. Watch while the application runs"
         ))),
-    }
-}
-
-/// What `ethtool -S` prints of an interface. Nothing if the program is missing, fails, or takes too long: the port's own counters remain.
-fn ethtool(name: &str) -> Counters {
-    let known = Path::new("/usr/sbin/ethtool");
-    let program = if known.exists() {
-        known
-    } else {
-        Path::new("ethtool")
-    };
-    let Ok(mut child) = Command::new(program)
-        .args(["-S", name])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-    else {
-        return Counters::default();
-    };
-    let Some(mut stdout) = child.stdout.take() else {
-        return Counters::default();
-    };
-    // Read beside the wait, or a long list would fill the pipe.
-    let reader = thread::spawn(move || {
-        let mut text = String::new();
-        std::io::Read::read_to_string(&mut stdout, &mut text).map(|_| text)
-    });
-    let deadline = Instant::now() + ETHTOOL;
-    while matches!(child.try_wait(), Ok(None)) {
-        if Instant::now() >= deadline {
-            // Its pipe closes with it, and the reader ends.
-            let _ended = child.kill().and_then(|()| child.wait());
-            break;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    match reader.join() {
-        Ok(Ok(text)) => parse_ethtool(&text),
-        _ => Counters::default(),
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::RdmaError;
 use super::offer::RAILS_MAX;
 use crate::verbs::{
-    Context, DeviceList, GidEntry, GidKind, GlobalRoute, LinkLayer, Mtu, Pages, Path, Port,
-    PortState, ProtectionDomain, Reliability,
+    Context, DeviceList, GidEntry, GlobalRoute, LinkLayer, Mtu, Pages, Path, Port, PortState,
+    ProtectionDomain, Reliability,
 };
 
 /// A port of a device: `mlx5_0`, or `mlx5_0:2` for the second port.
@@ -262,32 +262,19 @@ impl Rail {
 
 /// The row of the table that is used.
 fn choose(rows: &[GidEntry], port: u8, choice: GidChoice) -> Option<GidEntry> {
-    let rows = rows.iter().filter(|row| row.port == port);
     match choice {
-        GidChoice::Index(index) => rows.copied().find(|row| row.index == index),
-        GidChoice::Auto => rows
-            .min_by_key(|row| {
-                let kind = match row.kind {
-                    GidKind::Infiniband => 0,
-                    GidKind::RoceV2 => 1,
-                    GidKind::RoceV1 => 2,
-                };
-                // Of two that serve alike, what people gave the host: IPv4 first.
-                (
-                    kind,
-                    row.gid.is_link_local(),
-                    row.gid.ipv4().is_none(),
-                    row.index,
-                )
-            })
-            .copied(),
+        GidChoice::Index(index) => rows
+            .iter()
+            .copied()
+            .find(|row| row.port == port && row.index == index),
+        GidChoice::Auto => GidEntry::best(rows, port),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verbs::Gid;
+    use crate::verbs::{Gid, GidKind};
 
     #[test]
     fn names_of_rails_are_read() {

@@ -94,8 +94,20 @@ unsafe impl Sync for Queue {}
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: queue pairs that use it held a reference to this, so they are gone; events were acknowledged when they were taken.
-        unsafe { (self.context.library().destroy_cq)(self.cq) };
+        // A failure is told by `destroy`, to those who ask.
+        let _told = self.release();
+    }
+}
+
+impl Queue {
+    fn release(&mut self) -> i32 {
+        let cq = std::mem::replace(&mut self.cq, ptr::null_mut());
+        if cq.is_null() {
+            return 0;
+        }
+        // SAFETY: the handle is gone now, so it is destroyed once; queue pairs that use it held a reference to this, so they are gone; events were acknowledged when they
+        // were taken.
+        unsafe { (self.context.library().destroy_cq)(cq) }
     }
 }
 
@@ -128,6 +140,19 @@ impl CompletionQueue {
             context: context.clone(),
             _channel: channel.cloned(),
         })))
+    }
+
+    /// Destroys it, if this is the last of its clones and no queue pair uses it, and says whether the device did: for those who must know that nothing is left.
+    ///
+    /// # Errors
+    /// The device keeps it, or somebody uses it still; then it goes with its last user.
+    pub fn destroy(self) -> Result<(), VerbsError> {
+        let name = self.0.context.name().to_owned();
+        let rc = Arc::into_inner(self.0).map_or(libc::EBUSY, |mut queue| queue.release());
+        match rc {
+            0 => Ok(()),
+            rc => Err(VerbsError::numbered("ibv_destroy_cq", name, rc)),
+        }
     }
 
     pub(super) fn raw(&self) -> *mut ffi::Cq {

@@ -183,6 +183,28 @@ pub struct GidEntry {
     pub kind: GidKind,
 }
 
+impl GidEntry {
+    /// The row of a port's table that reaches farthest: RoCEv2 with an address that is routed, else RoCEv2, else RoCEv1; on InfiniBand the first.
+    pub fn best(rows: &[GidEntry], port: u8) -> Option<GidEntry> {
+        let rows = rows.iter().filter(|row| row.port == port);
+        rows.min_by_key(|row| {
+            let kind = match row.kind {
+                GidKind::Infiniband => 0,
+                GidKind::RoceV2 => 1,
+                GidKind::RoceV1 => 2,
+            };
+            // Of two that serve alike, what people gave the host: IPv4 first.
+            (
+                kind,
+                row.gid.is_link_local(),
+                row.gid.ipv4().is_none(),
+                row.index,
+            )
+        })
+        .copied()
+    }
+}
+
 impl Context {
     /// Takes over an open device.
     ///

@@ -14,20 +14,20 @@ const NAME: &str = "libibverbs.so.1";
 
 macro_rules! library {
     ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        /// The exported calls, resolved once. The library stays open as long as the process.
+        /// The exported calls, resolved once.
         pub(super) struct Library {
             $(pub(super) $field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
             /// Not in every version: memory of other devices.
             pub(super) reg_dmabuf_mr: Option<unsafe extern "C" fn(*mut Pd, u64, usize, u64, c_int, c_int) -> *mut Mr>,
+            /// Open as long as its functions can be called.
+            _open: libloading::Library,
         }
 
         impl Library {
             fn open() -> Result<Self, String> {
                 // SAFETY: the system's own libibverbs, whose initialisers do nothing but register its providers.
                 let library = unsafe { libloading::Library::new(NAME) };
-                // Never closed: its functions are called until the process ends.
-                let library: &'static libloading::Library =
-                    Box::leak(Box::new(library.map_err(|error| error.to_string())?));
+                let library = library.map_err(|error| error.to_string())?;
                 Ok(Self {
                     $($field: {
                         // SAFETY: the symbol has this type in every version of the interface; see `ffi`.
@@ -36,6 +36,7 @@ macro_rules! library {
                     },)*
                     // SAFETY: as above.
                     reg_dmabuf_mr: unsafe { library.get(b"ibv_reg_dmabuf_mr") }.ok().map(|symbol| *symbol),
+                    _open: library,
                 })
             }
         }

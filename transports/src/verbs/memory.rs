@@ -3,6 +3,7 @@
 //! A region's bytes change under the feet of the program: by requests of its own, and by peers that have its key. So its content is never lent out by safe calls; they
 //! copy. Whoever knows, by a protocol of its own, that nobody writes a part meanwhile may borrow it ([`MemoryRegion::bytes`], [`MemoryRegion::bytes_mut`]).
 
+use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -41,6 +42,18 @@ impl Buffer {
     /// # Errors
     /// The system has not enough, or not enough huge pages.
     pub fn new(len: usize, pages: Pages) -> Result<Self, VerbsError> {
+        Self::placed(len, pages, None)
+    }
+
+    /// `len` bytes of the memory of one NUMA node, numbered from 0; at least one page is taken.
+    ///
+    /// # Errors
+    /// There is no such node, or it has not enough.
+    pub fn on_node(len: usize, pages: Pages, node: u8) -> Result<Self, VerbsError> {
+        Self::placed(len, pages, Some(node))
+    }
+
+    fn placed(len: usize, pages: Pages, node: Option<u8>) -> Result<Self, VerbsError> {
         let huge_pages = pages == Pages::Huge;
         let failed = |error| VerbsError::Memory {
             bytes: len,
@@ -76,6 +89,10 @@ impl Buffer {
         }
         let start = NonNull::new(start.cast::<u8>())
             .ok_or_else(|| failed(std::io::Error::from_raw_os_error(libc::ENOMEM)))?;
+        let buffer = Self { start, len, mapped };
+        if let Some(node) = node {
+            buffer.bind(node).map_err(failed)?;
+        }
         // SAFETY: the mapping is ours and of that length. Advice may be refused without harm; every page is touched once, so that the first frame does not wait for it.
         unsafe {
             if !huge_pages {
@@ -87,7 +104,34 @@ impl Buffer {
                 start.as_ptr().add(at).write_volatile(0);
             }
         }
-        Ok(Self { start, len, mapped })
+        Ok(buffer)
+    }
+
+    /// Pages that are touched from now on come from this node.
+    fn bind(&self, node: u8) -> std::io::Result<()> {
+        /// `MPOL_BIND`: from these nodes or not at all.
+        const BIND: c_int = 2;
+        let mut nodes = [0u64; 4];
+        nodes[usize::from(node) / 64] |= 1 << (node % 64);
+        // SAFETY: the mapping is ours; the mask has 256 bits, of which the kernel reads one less than it is told.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.start.as_ptr(),
+                self.mapped,
+                BIND,
+                nodes.as_ptr(),
+                257usize,
+                0usize,
+            )
+        };
+        let error = std::io::Error::last_os_error();
+        match rc {
+            0 => Ok(()),
+            // A kernel without NUMA has one node.
+            _ if node == 0 && error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            _ => Err(error),
+        }
     }
 
     /// Length in bytes.
@@ -276,6 +320,29 @@ impl MemoryRegion {
         })
     }
 
+    /// Deregisters it, and says whether the device did: for those who must know that nothing is left.
+    ///
+    /// # Errors
+    /// The device keeps it.
+    pub fn deregister(mut self) -> Result<(), VerbsError> {
+        match self.release() {
+            0 => Ok(()),
+            rc => {
+                let on = self.domain.context().name();
+                Err(VerbsError::numbered("ibv_dereg_mr", on, rc))
+            }
+        }
+    }
+
+    fn release(&mut self) -> c_int {
+        let mr = std::mem::replace(&mut self.mr, std::ptr::null_mut());
+        if mr.is_null() {
+            return 0;
+        }
+        // SAFETY: registered once, deregistered once, as the handle is gone now; the domain is dropped after this.
+        unsafe { (self.domain.context().library().dereg_mr)(mr) }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -384,8 +451,8 @@ impl MemoryRegion {
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
-        // SAFETY: registered once, deregistered once; the domain is dropped after this.
-        unsafe { (self.domain.context().library().dereg_mr)(self.mr) };
+        // A failure is told by `deregister`, to those who ask.
+        let _told = self.release();
     }
 }
 
@@ -428,6 +495,10 @@ mod tests {
             assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
         }
         assert!(Buffer::new(usize::MAX, Pages::Transparent).is_err());
+        let near = Buffer::on_node(8192, Pages::Transparent, 0);
+        // Where a container forbids `mbind` there is nothing to see.
+        assert!(near.is_ok() || near.is_err_and(|e| e.to_string().contains("not permitted")));
+        assert!(Buffer::on_node(8192, Pages::Transparent, 255).is_err());
     }
 
     #[test]

@@ -47,4 +47,4 @@ pub use queue_pair::{
     AddressHandle, Connection, GlobalRoute, Path, QueuePair, QueuePairKind, QueuePairOptions,
     QueuePairState, Reliability,
 };
-pub use work::{Operation, PostError, Receive, RemoteMemory, SendRequest};
+pub use work::{Doorbell, Operation, PostError, Receive, RemoteMemory, SendRequest};

@@ -152,8 +152,8 @@ unsafe impl Sync for QueuePair {}
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: made once, destroyed once; domain and completion queues are dropped after this. Events are acknowledged when they are taken, so this does not wait.
-        unsafe { (self.domain.context().library().destroy_qp)(self.qp) };
+        // A failure is told by `destroy`, to those who ask.
+        let _told = self.release();
     }
 }
 
@@ -197,6 +197,28 @@ impl QueuePair {
             domain: domain.clone(),
             _completions: [sends.clone(), receives.clone()],
         })
+    }
+
+    /// Destroys it, and says whether the device did: for those who must know that nothing is left.
+    ///
+    /// # Errors
+    /// The device keeps it.
+    pub fn destroy(mut self) -> Result<(), VerbsError> {
+        let on = format!("{self:?}");
+        match self.release() {
+            0 => Ok(()),
+            rc => Err(VerbsError::numbered("ibv_destroy_qp", on, rc)),
+        }
+    }
+
+    fn release(&mut self) -> c_int {
+        let qp = std::mem::replace(&mut self.qp, ptr::null_mut());
+        if qp.is_null() {
+            return 0;
+        }
+        // SAFETY: made once, destroyed once, as the handle is gone now; domain and completion queues are dropped after this. Events are acknowledged when they are taken,
+        // so this does not wait.
+        unsafe { (self.domain.context().library().destroy_qp)(qp) }
     }
 
     /// Its number, 24 bits: what peers name it by.

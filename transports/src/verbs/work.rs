@@ -1,4 +1,5 @@
-//! Requests: what is sent and where it goes. Built on the stack, chained, and handed to the device with one doorbell for each batch; nothing is allocated.
+//! Requests: what is sent and where it goes. Built on the stack, chained, and handed to the device with one doorbell for each batch; nothing is allocated. Whoever
+//! cares how many requests a doorbell hands over brings room for them ([`Doorbell`]).
 
 use std::ptr;
 
@@ -78,6 +79,10 @@ pub struct Receive<'a> {
     pub pieces: &'a [Piece<'a>],
 }
 
+/// Room in which [`QueuePair::ring`] chains requests. It grows to the longest batch and is used again.
+#[derive(Default)]
+pub struct Doorbell(Vec<ffi::SendWr>);
+
 /// A batch was not taken whole.
 #[derive(Debug, thiserror::Error)]
 #[error("{queue_pair} took {taken} of {asked} requests: {error}")]
@@ -133,6 +138,43 @@ impl QueuePair {
             taken += batch.len();
         }
         Ok(())
+    }
+
+    /// Hands requests over, in order, with one doorbell for all.
+    ///
+    /// # Errors
+    /// Not all were taken; those that were go their way.
+    pub fn ring<'a>(
+        &self,
+        bell: &mut Doorbell,
+        requests: impl IntoIterator<Item = SendRequest<'a>>,
+    ) -> Result<(), PostError> {
+        bell.0.clear();
+        bell.0
+            .extend(requests.into_iter().map(|request| send(&request)));
+        let count = bell.0.len();
+        let base = bell.0.as_mut_ptr();
+        for at in 1..count {
+            // SAFETY: both lie in the list, which grows no more.
+            unsafe { (*base.add(at - 1)).next = base.add(at) };
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let mut bad = ptr::null_mut();
+        // SAFETY: as in `post`; pieces outlive the requests, which were borrowed for longer than this call.
+        let rc = unsafe {
+            let post = (*(*self.raw()).context).ops.post_send;
+            post(self.raw(), base, &mut bad)
+        };
+        if rc == 0 {
+            return Ok(());
+        }
+        let taken = (0..count)
+            // SAFETY: within the list.
+            .find(|&at| ptr::eq(unsafe { base.add(at) }, bad))
+            .unwrap_or(0);
+        Err(self.refused(taken, count, rc))
     }
 
     /// Lays receives out, in order, with one doorbell for every 16.

@@ -4,6 +4,7 @@ use volley_models::{
 
 use super::super::FlagValues;
 use super::*;
+use crate::config::keys::Key;
 
 /// 2 layers, 2 KV heads of width 8: a token takes 2 * 2 * 2 * 8 * 4 = 256 bytes of KV cache in f32, a block of 16 takes 4 KiB.
 fn spec() -> ModelSpec {
@@ -188,17 +189,32 @@ fn the_printed_configuration_means_the_same() {
         ("limits.kv_cache_memory", "1000001"),
         ("log.format", "json"),
     ];
-    let settings = resolve(&flags, PLENTY, Demand::Serving).unwrap();
-    let printed = settings.to_toml(&spec());
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &printed).unwrap();
-    let raw = Raw::load(Some(file.path()), [], &FlagValues::default()).unwrap();
-    let again = Settings::resolve(&raw, &spec(), "other", Some(1), Demand::Serving).unwrap();
-    assert_eq!(again, settings);
+    let fair = [
+        ("scheduler.policy", "fair-share"),
+        ("scheduler.weights", "*=2,batch=0.25"),
+    ];
+    let urgent = [
+        ("scheduler.policy", "earliest-deadline"),
+        ("scheduler.classes", "10=0.5,0=5"),
+        ("scheduler.pace_s", "0.05"),
+    ];
+    let mut printed_keys = Vec::new();
+    for policy in [&fair[..], &urgent] {
+        let flags = [&flags[..], policy].concat();
+        let settings = resolve(&flags, PLENTY, Demand::Serving).unwrap();
+        let printed = settings.to_toml(&spec());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &printed).unwrap();
+        let raw = Raw::load(Some(file.path()), [], &FlagValues::default()).unwrap();
+        let again = Settings::resolve(&raw, &spec(), "other", Some(1), Demand::Serving).unwrap();
+        assert_eq!(again, settings);
+        let set = |key: &&Key| settings.value(key.path, &spec()).is_some();
+        printed_keys.extend(keys::KEYS.iter().filter(set).map(|key| key.path));
+    }
     // Nothing is left out: every key that is set has a value.
     for key in keys::KEYS {
         assert!(
-            settings.value(key.path, &spec()).is_some(),
+            printed_keys.contains(&key.path),
             "{} is not printed",
             key.path
         );

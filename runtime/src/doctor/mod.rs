@@ -1,5 +1,7 @@
 //! `volley doctor`: what of this host makes Volley slow, or keeps it from running. Each finding names the thing, the place and the remedy.
 
+mod rdma;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,6 @@ use serde_json::{Value, json};
 use volley_models::Isa;
 use volley_models::kernels::InstructionSet;
 use volley_transports::quic::{Identity, NodeRole, QuicNode};
-use volley_transports::verbs::{Context, DeviceList, GidKind, LinkLayer, PortState};
 
 use crate::certificate::{self, Validity};
 use crate::config::{ByteSize, Settings};
@@ -58,6 +59,8 @@ enum Verdict {
     Good,
     Slow,
     Bad,
+    /// It cannot be seen from here.
+    Unknown,
 }
 
 /// One thing that was looked at.
@@ -75,6 +78,7 @@ impl fmt::Display for Finding {
             Verdict::Good => "ok  ",
             Verdict::Slow => "slow",
             Verdict::Bad => "BAD ",
+            Verdict::Unknown => "?   ",
         };
         write!(f, "{mark}  {}: {}", self.what, self.found)?;
         match self.verdict {
@@ -101,7 +105,7 @@ pub fn run(args: DoctorArgs) -> Result<(), Failure> {
     let raw = args.config.with_file(args.cluster.clone()).load()?;
     let mut cluster = Value::Null;
     let mut findings = host(Path::new("/"));
-    findings.extend(rdma(Path::new("/")));
+    findings.extend(rdma::devices(Path::new("/")));
     findings.extend(raw.certificates().map(certificate));
     if args.call {
         let model = launch::open_model(&raw)?;
@@ -273,6 +277,17 @@ fn host(root: &Path) -> Vec<Finding> {
         format!("{}; RDMA: {}", listed(&cards), listed(&devices)),
         "without a network card this host can only be a cluster of its own",
     ));
+    let clock = read("sys/devices/system/clocksource/clocksource0/current_clocksource");
+    let clock = clock.trim();
+    if !clock.is_empty() {
+        findings.push(finding(
+            !["hpet", "acpi_pm", "jiffies", "pit"].contains(&clock),
+            Verdict::Slow,
+            "clock",
+            clock.to_owned(),
+            "reading this clock is a call into the kernel or to a device, and workers read it several times for each layer: boot with tsc=reliable, or give the virtual machine kvm-clock or the TSC",
+        ));
+    }
     let gpus = names(&root.join("proc/driver/nvidia/gpus"));
     findings.push(finding(
         true,
@@ -281,173 +296,6 @@ fn host(root: &Path) -> Vec<Finding> {
         format!("{} (not used yet)", listed(&gpus)),
         "",
     ));
-    findings
-}
-
-/// What libibverbs and the files of the system under `root` tell of RDMA; nothing where there is no device.
-fn rdma(root: &Path) -> Vec<Finding> {
-    const LIBRARY: &str =
-        "apt-get install libibverbs1 ibverbs-providers, or keep cluster.transport = \"quic\"";
-    let devices = names(&root.join("sys/class/infiniband"));
-    if devices.is_empty() {
-        return Vec::new();
-    }
-    let list = match DeviceList::open() {
-        Ok(list) => list,
-        Err(error) => {
-            let found = error.to_string();
-            return vec![finding(false, Verdict::Slow, "libibverbs", found, LIBRARY)];
-        }
-    };
-    let mut findings = Vec::new();
-    for device in list.iter() {
-        match device.open() {
-            Ok(context) => findings.extend(ports(root, &context)),
-            Err(error) => findings.push(finding(
-                false,
-                Verdict::Slow,
-                "RDMA device",
-                error.to_string(),
-                "a container needs /dev/infiniband/uverbs* (docker: --device=/dev/infiniband --cap-add=IPC_LOCK)",
-            )),
-        }
-    }
-    findings
-}
-
-/// The ports of a device, their addresses and what guards them against loss.
-fn ports(root: &Path, context: &Context) -> Vec<Finding> {
-    let name = context.name();
-    let read = |path: String| {
-        let text = fs::read_to_string(root.join(path)).unwrap_or_default();
-        text.trim().to_owned()
-    };
-    let mut findings = Vec::new();
-    findings.push(finding(
-        !context.is_iwarp(),
-        Verdict::Slow,
-        "RDMA device",
-        match context.is_iwarp() {
-            true => format!("{name} speaks iWARP"),
-            false => format!("{name} can be used"),
-        },
-        "iWARP has no WRITE WITH IMMEDIATE; use RoCE or InfiniBand, or cluster.transport = \"quic\"",
-    ));
-    let (Ok(limits), Ok(gids)) = (context.limits(), context.gids()) else {
-        return findings;
-    };
-    for number in 1..=limits.ports {
-        let Ok(port) = context.port(number) else {
-            continue;
-        };
-        findings.push(finding(
-            port.state == PortState::Active,
-            Verdict::Slow,
-            "RDMA port",
-            format!(
-                "{name}:{number} is {}, packets of {} bytes",
-                if port.state == PortState::Active {
-                    "up"
-                } else {
-                    "down"
-                },
-                port.mtu.bytes()
-            ),
-            "ip link set DEV up, and its cable; on InfiniBand a subnet manager must run",
-        ));
-        if port.link != LinkLayer::Ethernet {
-            continue;
-        }
-        let addresses = || gids.iter().filter(|row| row.port == number);
-        let routed =
-            addresses().find(|row| row.kind == GidKind::RoceV2 && !row.gid.is_link_local());
-        findings.push(finding(
-            routed.is_some(),
-            Verdict::Slow,
-            "RoCEv2 address",
-            match routed {
-                Some(row) => format!("{name}:{number} has {} at index {}", row.gid, row.index),
-                None => format!("{name}:{number} has none that is routed"),
-            },
-            "give the port's network interface an IP address: hosts beyond the link cannot be reached",
-        ));
-        findings.push(finding(
-            port.mtu.bytes() >= 4096,
-            Verdict::Slow,
-            "RoCE MTU",
-            format!(
-                "{name}:{number} sends packets of {} bytes",
-                port.mtu.bytes()
-            ),
-            "ip link set DEV mtu 9000, and the same at every switch: four times fewer packets",
-        ));
-        let netdev = read(format!(
-            "sys/class/infiniband/{name}/ports/{number}/gid_attrs/ndevs/0"
-        ));
-        findings.extend(congestion(root, name, &netdev));
-    }
-    let node = read(format!("sys/class/infiniband/{name}/device/numa_node"));
-    if let Ok(node) = node.parse::<i32>() {
-        findings.push(finding(
-            true,
-            Verdict::Slow,
-            "NUMA node",
-            format!("{name} is on {node}: run workers there (numactl --cpunodebind={node} --membind={node})"),
-            "",
-        ));
-    }
-    findings
-}
-
-/// What guards an Ethernet port against loss: congestion control, and counters that tell whether it had to.
-fn congestion(root: &Path, device: &str, netdev: &str) -> Vec<Finding> {
-    let read = |path: String| fs::read_to_string(root.join(path)).ok();
-    let mut findings = Vec::new();
-    // The switches of mlx5, one for each priority.
-    for side in ["roce_np", "roce_rp"] {
-        let on = |priority: u8| {
-            let path = format!("sys/class/net/{netdev}/ecn/{side}/enable/{priority}");
-            read(path).map(|text| text.trim() == "1")
-        };
-        let known: Vec<bool> = (0..8).filter_map(on).collect();
-        if !known.is_empty() {
-            let enabled = known.iter().filter(|&&on| on).count();
-            findings.push(finding(
-                enabled > 0,
-                Verdict::Slow,
-                "ECN (DCQCN)",
-                format!("{device}: {side} is on for {enabled} of {} priorities", known.len()),
-                "echo 1 > /sys/class/net/DEV/ecn/roce_np/enable/PRIORITY (and roce_rp): without it a queue that fills is emptied by loss or by pauses",
-            ));
-        }
-    }
-    let counter = |name: &str| {
-        let path = format!("sys/class/infiniband/{device}/ports/1/hw_counters/{name}");
-        read(path).and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    const LOSS: [&str; 4] = [
-        "packet_seq_err",
-        "out_of_sequence",
-        "local_ack_timeout_err",
-        "retry_exceeded_err",
-    ];
-    let counted: Vec<(&str, u64)> = LOSS
-        .into_iter()
-        .filter_map(|name| Some((name, counter(name)?)))
-        .collect();
-    if !counted.is_empty() {
-        let lost: Vec<String> = counted
-            .iter()
-            .map(|(name, n)| format!("{name} {n}"))
-            .collect();
-        findings.push(finding(
-            counted.iter().all(|&(_, n)| n == 0),
-            Verdict::Slow,
-            "RDMA loss",
-            format!("{device}: {}", lost.join(", ")),
-            "packets were lost on the way: give rdma.traffic_class a lossless priority (PFC) with ECN on every switch",
-        ));
-    }
     findings
 }
 
@@ -540,6 +388,10 @@ mod tests {
         );
         write("sys/class/infiniband/mlx5_0/x", "");
         write("sys/class/net/eth0/mtu", "1500\n");
+        write(
+            "sys/devices/system/clocksource/clocksource0/current_clocksource",
+            "hpet\n",
+        );
         let findings = host(root.path());
         let of = |what: &str| findings.iter().find(|f| f.what == what).unwrap();
         for (what, verdict, found) in [
@@ -548,6 +400,7 @@ mod tests {
             ("open files", Verdict::Slow, "1024"),
             ("locked memory", Verdict::Bad, "65536, RDMA devices: mlx5_0"),
             ("MTU", Verdict::Good, "eth0 1500"),
+            ("clock", Verdict::Slow, "hpet"),
         ] {
             assert_eq!(
                 (of(what).verdict, of(what).found.as_str()),
@@ -555,18 +408,6 @@ mod tests {
             );
         }
         assert!(of("huge pages").to_string().contains("echo madvise"));
-        write("sys/class/net/eth0/ecn/roce_np/enable/3", "0\n");
-        write(
-            "sys/class/infiniband/mlx5_0/ports/1/hw_counters/packet_seq_err",
-            "17\n",
-        );
-        let guards = congestion(root.path(), "mlx5_0", "eth0");
-        let what: Vec<_> = guards.iter().map(|f| (&*f.what, f.verdict)).collect();
-        assert_eq!(
-            what,
-            [("ECN (DCQCN)", Verdict::Slow), ("RDMA loss", Verdict::Slow)]
-        );
-        assert!(guards[1].found.contains("packet_seq_err 17"));
         // Without RDMA devices nobody needs locked memory; no limit is the best there is.
         fs::remove_dir_all(root.path().join("sys/class/infiniband")).unwrap();
         write(
