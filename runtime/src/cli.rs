@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::{
-    bench, certs, doctor, drain, generate, plan, profile, reproduce, scheduler, serve, simulate,
-    trace, validate, vet, worker,
+    bench, build, certs, doctor, drain, generate, manual, plan, profile, reproduce, scheduler,
+    serve, simulate, top, trace, validate, vet, worker,
 };
 
 /// Serves large Mixture-of-Experts language models with attention and experts disaggregated.
 #[derive(Debug, Parser)]
-#[command(name = "volley", version, max_term_width = 110, after_help = AFTER_HELP)]
+#[command(name = "volley", version, long_version = build::LONG_VERSION.as_str(), max_term_width = 110, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,6 +47,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Check configuration, model, memory and port without serving
     Validate(validate::ValidateArgs),
+    /// Watch a server: workers, time on each side, queue, experts, hops
+    Top(top::TopArgs),
     /// Record a timeline of attention and experts at work, and say what it shows
     Trace(trace::TraceArgs),
     /// Plan a deployment: GPUs, workers, batch, and what they will deliver
@@ -59,6 +61,12 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Find RDMA workloads that a subsystem handles badly, and keep clear of them
     Vet(vet::VetArgs),
+    /// Explain the keys of the configuration
+    Config(manual::ConfigArgs),
+    /// Print completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages, one for each command
+    Manual(manual::ManualArgs),
 }
 
 /// Runs the command that the process's arguments ask for.
@@ -79,6 +87,10 @@ pub fn main() -> ExitCode {
         Command::Reproduce(args) => reproduce::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Vet(args) => vet::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Config(args) => manual::config(args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Manual(args) => manual::manual(&args, Cli::command()),
     };
     exit(result)
 }
@@ -96,8 +108,6 @@ pub(crate) fn exit(result: Result<(), Failure>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use crate::failure::Failure;
 
 /// Longest answer that is not a stream.
-const BODY_BYTES_MAX: usize = 1 << 20;
+const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// A server by its base URL.
 #[derive(Debug, Clone)]
@@ -47,8 +47,15 @@ impl HttpClient {
         })
     }
 
-    /// Sends a GET request and reads the whole answer.
+    /// Sends a GET request and reads the whole answer, which is JSON.
     pub(crate) async fn get(&self, path: &str) -> Result<serde_json::Value, String> {
+        let text = self.text(path).await?;
+        serde_json::from_str(&text)
+            .map_err(|error| format!("the answer to GET {path} is not JSON: {error}"))
+    }
+
+    /// Sends a GET request and reads the whole answer.
+    pub(crate) async fn text(&self, path: &str) -> Result<String, String> {
         let request = self.request("GET", path, Bytes::new())?;
         let response = self
             .client
@@ -56,8 +63,7 @@ impl HttpClient {
             .await
             .map_err(|error| deepest(&error))?;
         let body = whole(response).await?;
-        serde_json::from_slice(&body)
-            .map_err(|error| format!("the answer to GET {path} is not JSON: {error}"))
+        String::from_utf8(body.into()).map_err(|_| format!("the answer to GET {path} is no text"))
     }
 
     /// Sends a POST request; the answer's body is still to come. A status other than 200 is an error with the body's text.

@@ -3,6 +3,7 @@
 //! A command reads as: flags -> [`config::Raw`] -> [`config::Settings`] -> [`engine::Engine`] -> what it does. [`cli::main`] is the way in.
 
 pub mod bench;
+mod build;
 pub mod certificate;
 pub mod certs;
 pub mod children;
@@ -24,6 +25,7 @@ mod known_traffic;
 pub mod launch;
 pub mod load;
 pub mod logging;
+mod manual;
 pub mod membership;
 pub mod memory;
 pub mod network;
@@ -42,6 +44,7 @@ pub mod signals;
 mod simulate;
 pub mod stats;
 pub mod text;
+mod top;
 pub mod trace;
 pub mod validate;
 mod vet;

@@ -549,3 +549,49 @@ fn a_server_that_does_not_answer_is_named() {
     assert_eq!(code, 1);
     assert!(message.contains("http://"), "{message}");
 }
+
+#[test]
+fn the_program_explains_itself_to_shells_man_and_people() {
+    for (shell, mark) in [
+        ("bash", "complete -F _volley"),
+        ("zsh", "#compdef volley"),
+        ("fish", "complete -c volley"),
+    ] {
+        let script = text(volley(&["completions", shell]));
+        assert!(
+            script.contains(mark) && script.contains("micro-batches"),
+            "{shell}"
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    assert_eq!(text(volley(&["manual", pages.to_str().unwrap()])), "");
+    let page = std::fs::read_to_string(pages.join("volley-serve.1")).unwrap();
+    assert!(page.contains(".TH volley-serve 1") && page.contains("Attention workers (M)"));
+    assert!(pages.join("volley-vet-search.1").exists());
+
+    let whole = text(volley(&["config", "explain", "cluster.micro_batches"]));
+    for expected in [
+        "a whole number from 1 to 8",
+        "--micro-batches",
+        "VOLLEY_CLUSTER_MICRO_BATCHES",
+    ] {
+        assert!(whole.contains(expected), "{whole}");
+    }
+    let all = text(volley(&["config", "explain", "--json"]));
+    let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+    assert_eq!(
+        all.as_array().unwrap().len(),
+        volley::config::keys::KEYS.len()
+    );
+    let (code, message) = refusal(volley(&["config", "explain", "cluster.microbatches"]));
+    assert_eq!(code, 1);
+    assert!(
+        message.contains("did you mean `cluster.micro_batches`?"),
+        "{message}"
+    );
+    let version = text(volley(&["--version"]));
+    for fact in ["commit:", "build:", "rustc", "kernels:"] {
+        assert!(version.contains(fact), "{version}");
+    }
+}

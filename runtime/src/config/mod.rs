@@ -11,7 +11,7 @@ mod problem;
 mod raw;
 mod settings;
 mod size;
-mod suggest;
+pub(crate) mod suggest;
 
 pub use kind::Kind;
 pub use planned::ClusterOutline;

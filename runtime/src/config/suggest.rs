@@ -3,7 +3,7 @@
 use super::keys::{self, KEYS};
 
 /// The path of the known key closest to `path`, if one is close enough to be what was meant.
-pub(super) fn key(path: &str) -> Option<&'static str> {
+pub(crate) fn key(path: &str) -> Option<&'static str> {
     // The right name in the wrong section is a slip of the section, however different the sections are.
     let name = path.rsplit('.').next().unwrap_or(path);
     let misplaced = KEYS
@@ -21,7 +21,7 @@ pub(super) fn key(path: &str) -> Option<&'static str> {
 }
 
 /// The section closest to `name`.
-pub(super) fn section(name: &str) -> Option<&'static str> {
+pub(crate) fn section(name: &str) -> Option<&'static str> {
     nearest(name, keys::sections().into_iter())
 }
 

@@ -10,12 +10,16 @@ use volley_transports::Role;
 use super::error::ApiError;
 use super::fields::{self, Fields};
 use super::state::App;
+use crate::build;
 
 /// The frontend's books, and every worker with what it waits for.
 #[derive(Serialize)]
 pub(super) struct ClusterState {
     #[serde(flatten)]
     status: Status,
+    model: Value,
+    /// Micro-batches that may be in flight.
+    micro_batches: u8,
     workers: Vec<Value>,
     /// Where members find each other, and what is known there; none in one process.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,6 +32,15 @@ pub(super) async fn state(State(app): State<App>) -> Result<Json<ClusterState>, 
         status.ok_or_else(|| ApiError::unavailable("the cluster's frontend does not answer"))?;
     Ok(Json(ClusterState {
         status,
+        model: json!({
+            "id": app.engine.model,
+            "layers": app.engine.spec.layers.len(),
+            "experts": app.engine.spec.experts,
+            "top_k": app.engine.spec.top_k,
+            "context": app.engine.context,
+            "chat": app.engine.chat.is_some(),
+        }),
+        micro_batches: app.engine.cluster.micro_batches(),
         workers: workers.iter().map(worker).collect(),
         membership: app.engine.office.as_ref().map(|office| {
             json!({"backend": office.membership.backend(), "view": office.membership.view()})
@@ -101,11 +114,7 @@ pub(super) async fn experts(State(app): State<App>) -> Json<ExpertLoad> {
 }
 
 pub(super) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
-}
-
-pub(super) async fn index() -> &'static str {
-    "Volley: an OpenAI-compatible API is under /v1, its description at /openapi.json, metrics at /metrics.\n"
+    Json(build::facts())
 }
 
 /// Rows computed since the start.
