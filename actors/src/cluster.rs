@@ -17,7 +17,7 @@ use crate::expert::ExpertLoad;
 use crate::frontend::{Client, Frontend, Limits};
 use crate::metric_names as names;
 use crate::remote::{Fingerprint, Gate, GateError, SchedulingHints};
-use crate::scheduler::{FirstCome, PolicyScheduler, SchedulerActor, StartScheduler};
+use crate::scheduler::{FirstCome, PolicyScheduler, StartScheduler, resident_scheduler};
 use crate::supervisor::{
     AskWorkers, CrashWorker, DrainWorker, LoadProgress, LoadReporter, ProcessEnded, Rebalance,
     Shutdown, Site, Supervisor,
@@ -166,7 +166,9 @@ impl Cluster {
         let control = move || {
             let system = System::new();
             let addresses = system.block_on(async move {
-                let shipped = first_come(config.prefill_tokens, config.micro_batch_rows);
+                let (prefill, fill) = (config.prefill_tokens, config.micro_batch_rows);
+                let shipped =
+                    resident_scheduler(move || PolicyScheduler::new(FirstCome::new(prefill, fill)));
                 let frontend = Frontend::new(limits, scheduler, shipped, clock.clone()).start();
                 let supervisor =
                     Supervisor::new(site, clock, config, &spec, frontend.clone(), started).start();
@@ -318,12 +320,4 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.shutdown(Duration::ZERO);
     }
-}
-
-/// The shipped scheduler, in the frontend's own thread: it is quick and does not panic.
-fn first_come(prefill_tokens: u32, fill: u32) -> StartScheduler {
-    Box::new(move || {
-        let scheduler = PolicyScheduler::new(FirstCome::new(prefill_tokens, fill));
-        SchedulerActor(scheduler).start().recipient()
-    })
 }

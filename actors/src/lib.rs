@@ -52,7 +52,8 @@ pub use roster::RosterShape;
 pub use scheduler::{
     Accepted, AcceptedWork, Arrival, Batching, Consult, EarliestDeadline, FairShare, FirstCome,
     Order, Pace, Policy, PolicyScheduler, Scheduler, SchedulerActor, SchedulerHandle, SequenceView,
-    SloClass, Standing, StartScheduler, TenantWeights, View, WeightError, WorkerView, scheduler,
+    SloClass, Standing, StartScheduler, TenantWeights, View, WeightError, WorkerView,
+    resident_scheduler, scheduler,
 };
 pub use startup::Startup;
 pub use supervisor::LoadProgress;

@@ -1,6 +1,6 @@
 //! One deployment, and what it will deliver: stages, step time, throughput, memory and the conditions of the paper with their slack.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cost::{Cost, Side, workers_visited};
 use crate::{Hardware, ModelShape, PlanError, Precision, Stages, Workload};
@@ -21,7 +21,7 @@ pub struct Setting<'a> {
 }
 
 /// One model replica: n_a attention workers and the expert workers that hold all experts once.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deployment {
     /// GPUs of an attention worker.
     pub attention: Side,
@@ -268,6 +268,21 @@ impl<'a> Evaluator<'a> {
                 * (m as f64 * hidden * 4.0 + 4.0 * hidden * 4.0 + model.vocab as f64 * 4.0 / tp),
             usable: self.attention_usable,
         }
+    }
+
+    /// Tokens of KV cache that an attention worker has room for beside everything else, with so many rows in each micro-batch.
+    pub(crate) fn kv_tokens(&self, held: usize, m: usize, rows: f64) -> f64 {
+        let Setting {
+            model, precision, ..
+        } = self.setting;
+        let memory = self.attention_memory(held, m, rows);
+        let room = memory.usable - (memory.total() - memory.kv);
+        let elements = model.attention.cached_elements(self.attention_tp) * model.layers() as f64;
+        room.max(0.0) / (elements * precision.kv.bytes())
+    }
+
+    pub(crate) fn into_cost(self) -> Cost {
+        self.cost
     }
 
     /// Memory of an expert GPU, with slots and scratch.

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::{AttentionCost, Curve, ExpertCost, LinkCost, Stage, workers_visited};
-use crate::{ModelShape, PlanError, Stages, Transport};
+use crate::cost::{AttentionCost, Curve, ExpertCost, LinkCost, Stage};
+use crate::{ModelShape, PlanError, Transport};
 
 /// Measurements of a machine and a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,8 +14,8 @@ use crate::{ModelShape, PlanError, Stages, Transport};
 pub struct Profile {
     /// The machine's name among the GPUs of the file.
     pub gpu: String,
-    /// The model's name.
-    pub model: String,
+    /// The model.
+    pub model: ModelShape,
     /// What the workers compute in, as `volley serve` names it.
     pub dtype: String,
     /// Threads that computed.
@@ -26,18 +26,36 @@ pub struct Profile {
     pub per_cached_s: f64,
     /// Shares of a layer's rows that experts get, the busiest first, mean over layers.
     pub popularity: Vec<f64>,
-    /// Seconds of a layer's attention by rows, nothing cached.
+    /// Seconds of a layer's attention by rows, nothing cached, on all threads.
     pub attention: Curve,
-    /// Seconds of embedding and head by rows.
+    /// Seconds of embedding and head by rows, on all threads.
     pub step: Curve,
-    /// Seconds of one expert by its rows.
+    /// Seconds of one expert by its rows, on all threads.
     pub expert: Curve,
+    /// The same three where each thread computes its own while all others do so too.
+    pub apart: Apart,
+    /// Seconds between two steps of a micro-batch in which no worker has work.
+    pub turn_s: f64,
+    /// Seconds of a hop by bytes where there are more workers than threads, so that some have to be woken.
+    pub crowded_link: Line,
     /// The paper's fits.
     pub fits: Fits,
     /// The hop.
     pub link: Transport,
     /// What the hop's line carries, in bytes/s.
     pub link_bytes_per_s: f64,
+}
+
+/// Measurements with as many modules at work as there are threads, one on each: what it costs that they share caches and memory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Apart {
+    /// Seconds of a layer's attention by rows.
+    pub attention: Curve,
+    /// Seconds of embedding and head by rows.
+    pub step: Curve,
+    /// Seconds of one expert by its rows.
+    pub expert: Curve,
 }
 
 /// Lines through the measurements.
@@ -99,21 +117,6 @@ impl Line {
     }
 }
 
-/// A cluster on the profiled machine, whose workers share its cores.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Local {
-    /// Attention workers (M).
-    pub attention_workers: usize,
-    /// Expert workers (N).
-    pub expert_workers: usize,
-    /// Micro-batches (m).
-    pub micro_batches: usize,
-    /// Sequences that decode at once.
-    pub batch: usize,
-    /// Mean tokens in the cache of each.
-    pub context: f64,
-}
-
 impl Profile {
     /// Refuses what cannot have been measured.
     ///
@@ -127,6 +130,10 @@ impl Profile {
             ("attention", self.attention.is_sound()),
             ("step", self.step.is_sound()),
             ("expert", self.expert.is_sound()),
+            ("apart.attention", self.apart.attention.is_sound()),
+            ("apart.step", self.apart.step.is_sound()),
+            ("apart.expert", self.apart.expert.is_sound()),
+            ("turn_s", self.turn_s.is_finite() && self.turn_s >= 0.0),
             ("row_bytes", positive(self.row_bytes)),
             ("link_bytes_per_s", positive(self.link_bytes_per_s)),
             (
@@ -182,46 +189,10 @@ impl Profile {
     pub fn link_cost(&self) -> LinkCost {
         LinkCost::of(self.link, self.link_bytes_per_s)
     }
-
-    /// The time of a decode step of a cluster whose workers share this machine's cores, in seconds.
-    ///
-    /// Idle workers help busy ones, so the work of all workers is done by all cores, one piece after the other, and a
-    /// hop is hidden if another micro-batch has work meanwhile.
-    pub fn local_step_s(&self, model: &ModelShape, local: &Local) -> f64 {
-        let workers = local.attention_workers.min(local.batch).max(1);
-        let m = local.micro_batches.min(local.batch / workers).max(1);
-        let rows = local.batch as f64 / (m * workers) as f64;
-        let all = local.batch as f64 / m as f64;
-        let attention = self.attention_cost();
-        let experts = self.expert_cost();
-        let visits = self
-            .popularity
-            .iter()
-            .map(|share| share * all * model.top_k as f64);
-        // How many rows an expert gets varies; it is visited at all with this chance, if visits are independent.
-        let layer_s = visits.map(|rows| {
-            let chance = 1.0 - (-rows).exp();
-            if chance > 0.0 {
-                chance * experts.expert.time_s(rows / chance, 0.0)
-            } else {
-                0.0
-            }
-        });
-        let link = self.link_cost();
-        let held = model.experts.div_ceil(local.expert_workers);
-        let bytes = |copies: f64| link.hop_s(rows * copies * self.row_bytes, local.expert_workers);
-        let stages = Stages {
-            attention_s: workers as f64 * attention.layer_s(rows, rows * local.context),
-            dispatch_s: bytes(workers_visited(model.experts, model.top_k, held)),
-            expert_s: layer_s.sum(),
-            combine_s: bytes(model.top_k as f64),
-        };
-        stages.shared_total_s(m, model.moe_layers) + (m * workers) as f64 * attention.step_s(rows)
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -236,7 +207,7 @@ mod tests {
         assert_eq!(Line::through(&[(1.0, 1.0), (4.0, 9.0)]).intercept, 0.0);
     }
 
-    fn profile() -> Profile {
+    pub(crate) fn profile() -> Profile {
         let line = Line {
             slope: 0.0,
             intercept: 0.0,
@@ -244,7 +215,7 @@ mod tests {
         };
         Profile {
             gpu: "here".to_owned(),
-            model: "mixtral-8x7b".to_owned(),
+            model: ModelShape::preset("mixtral-8x7b").unwrap(),
             dtype: "bf16".to_owned(),
             threads: 2,
             row_bytes: 8192.0,
@@ -253,6 +224,16 @@ mod tests {
             attention: Curve::through(vec![(1.0, 1e-3), (16.0, 2e-3)]).unwrap(),
             step: Curve::through(vec![(1.0, 1e-3)]).unwrap(),
             expert: Curve::through(vec![(1.0, 1e-3), (16.0, 1e-3), (32.0, 2e-3)]).unwrap(),
+            apart: Apart {
+                attention: Curve::through(vec![(1.0, 1.5e-3), (16.0, 3e-3)]).unwrap(),
+                step: Curve::through(vec![(1.0, 1.5e-3)]).unwrap(),
+                expert: Curve::through(vec![(1.0, 1.8e-3), (16.0, 1.8e-3), (32.0, 3e-3)]).unwrap(),
+            },
+            turn_s: 1e-4,
+            crowded_link: Line {
+                intercept: 5e-5,
+                ..line
+            },
             fits: Fits {
                 attention: line,
                 expert: line,
@@ -269,34 +250,19 @@ mod tests {
     }
 
     #[test]
-    fn workers_that_share_cores_add_their_work() {
-        let model = ModelShape::preset("mixtral-8x7b").unwrap();
-        let of = |m, workers, batch| {
-            let local = Local {
-                attention_workers: workers,
-                expert_workers: 2,
-                micro_batches: m,
-                batch,
-                context: 0.0,
-            };
-            profile().local_step_s(&model, &local)
-        };
-        // Experts read their weights for each micro-batch again, attention for each worker.
-        assert!(of(2, 1, 32) > of(1, 1, 32));
-        assert!(of(1, 2, 32) > of(1, 1, 32));
-        // More micro-batches than sequences are not opened.
-        assert_eq!(of(4, 1, 1), of(1, 1, 1));
+    fn what_cannot_have_been_measured_is_refused_by_key() {
         profile().check("p").unwrap();
         let broken = Profile {
             popularity: vec![0.5; 8],
             ..profile()
         };
-        assert!(
-            broken
-                .check("p.toml")
-                .unwrap_err()
-                .to_string()
-                .contains("p.toml: profile.popularity")
-        );
+        let said = broken.check("p.toml").unwrap_err().to_string();
+        assert!(said.contains("p.toml: profile.popularity"), "{said}");
+        let broken = Profile {
+            turn_s: f64::NAN,
+            ..profile()
+        };
+        let said = broken.check("p.toml").unwrap_err().to_string();
+        assert!(said.contains("p.toml: profile.turn_s"), "{said}");
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use volley_models::{FfnKind, ModelSpec, parse_config};
 
 use crate::PlanError;
 
 /// Sizes of one model, in elements. All MoE layers are alike, and so are all dense ones.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelShape {
     /// What to call it.
     pub name: String,
@@ -39,7 +40,7 @@ pub struct ModelShape {
 }
 
 /// Sizes of one layer's attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttentionShape {
     /// Grouped-query attention; with as many key/value heads as heads, multi-head attention.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use volley_actors::{Cluster, MemoryPlan, scheduler};
+use volley_actors::{Cluster, MemoryPlan, resident_scheduler};
 use volley_models::{ChatError, ModelDir, ModelError};
 use volley_transports::quic::NodeRole;
 
@@ -102,7 +102,7 @@ impl Launch {
         let config = self.settings.cluster.clone();
         let policy = self.settings.scheduler.clone();
         let (prefill, fill) = (config.prefill_tokens, config.micro_batch_rows);
-        let planner = Some(scheduler(move || policy.scheduler(prefill, fill)));
+        let planner = Some(resident_scheduler(move || policy.scheduler(prefill, fill)));
         let spec = self.model.spec();
         let mut children = None;
         let mut office = None;

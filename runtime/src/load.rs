@@ -115,6 +115,22 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// Those of [`gaps`](Self::gaps) that passed before any request had ended: all were decoding.
+    pub fn full_gaps(&self) -> Vec<f64> {
+        let (prefill, ends) = (
+            self.prefill(),
+            self.tokens.iter().filter_map(|times| times.last()),
+        );
+        let end = ends.min().copied().unwrap_or_default();
+        let pairs = self.tokens.iter().flat_map(|times| times.windows(2));
+        pairs
+            .filter(|pair| pair[0] >= prefill && pair[1] <= end)
+            .map(|pair| (pair[1] - pair[0]).as_secs_f64())
+            .collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,5 +146,10 @@ mod tests {
         let gaps = observed.gaps();
         assert_eq!(gaps.len(), 3);
         assert!(gaps.iter().all(|gap| (gap - 0.01).abs() < 1e-9), "{gaps:?}");
+        assert_eq!(observed.full_gaps().len(), 3);
+        let observed = Observed {
+            tokens: vec![ms(&[10, 20, 30]), ms(&[30, 40, 50])],
+        };
+        assert!(observed.full_gaps().is_empty() && observed.gaps().len() == 2);
     }
 }

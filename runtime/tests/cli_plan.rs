@@ -280,6 +280,10 @@ fn a_plan_that_meets_a_known_anomaly_is_refused_or_reshaped() {
     );
     let written = std::fs::read_to_string(dir.path().join("volley.toml")).unwrap();
     assert!(written.contains("MTU 2048"), "{written}");
+    let written: toml::Table = written.parse().unwrap();
+    assert_eq!(written["rdma"]["mtu"].as_integer(), Some(2048));
+    assert!(written["rdma"].get("depth").is_none());
+    assert_eq!(written["cluster"]["transport"].as_str(), Some("rdma"));
     let said = refusal(volley(dir.path(), &[&base[..], &["none.json"]].concat()));
     assert!(said.contains("none.json"), "{said}");
 }

@@ -196,7 +196,7 @@ fn bad_input_is_refused_by_name() {
     }
     let error = refusal(simulate(dir.path(), &["--plan", "plan", "--rate", "1"]));
     assert!(
-        error.contains("plan: ") && error.contains("plan.best.deployment"),
+        error.contains("plan: ") && error.contains("what `volley plan --json` prints"),
         "{error}"
     );
     let output = simulate(dir.path(), &with(&["--rate", "1", "--fail", "expert"]));
@@ -205,4 +205,53 @@ fn bad_input_is_refused_by_name() {
         Some(2),
         "a command line that cannot be understood"
     );
+}
+
+/// The hand-off between the two commands, with the very file and configuration that `plan` writes.
+#[test]
+fn what_plan_writes_is_what_simulate_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let planned = Command::new(env!("CARGO_BIN_EXE_volley"))
+        .current_dir(dir.path())
+        .args(["plan", "--model", "dbrx", "--attention-gpu", "H20"])
+        .args(["--expert-gpu", "L40S", "--json", "--out", "volley.toml"])
+        .output()
+        .unwrap();
+    let plan = json(planned);
+    std::fs::write(dir.path().join("plan.json"), plan.to_string()).unwrap();
+    let load = [
+        "--rate",
+        "20",
+        "--duration",
+        "2",
+        "--mean-output",
+        "10",
+        "--json",
+    ];
+    let of_plan = json(simulate(
+        dir.path(),
+        &[&["--plan", "plan.json"], &load[..]].concat(),
+    ));
+    assert_eq!(of_plan["completed"], of_plan["requests"]);
+    let deployment = &plan["plan"]["best"]["deployment"];
+    let side = |side: &str| {
+        let side = &deployment[side];
+        format!("{}:{}", side["gpu"].as_str().unwrap(), side["tp"])
+    };
+    let (attention, experts) = (side("attention"), side("experts"));
+    let config = [
+        "--config",
+        "volley.toml",
+        "--model",
+        "dbrx",
+        "--attention",
+        &attention,
+        "--experts",
+        &experts,
+    ];
+    let of_config = json(simulate(dir.path(), &[&config[..], &load[..]].concat()));
+    assert_eq!(of_config["completed"], of_config["requests"]);
+    assert_eq!(of_config["output_tokens"], of_plan["output_tokens"]);
+    let nowhere = refusal(simulate(dir.path(), &[&config[..4], &load[..]].concat()));
+    assert!(nowhere.contains("give --attention GPU"), "{nowhere}");
 }

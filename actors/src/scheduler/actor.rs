@@ -39,6 +39,14 @@ impl<S: Scheduler + Unpin + 'static> Handler<Consult> for SchedulerActor<S> {
     }
 }
 
+/// Runs a scheduler made by `make` on the frontend's own thread, which saves two changes of threads for each event: for one that is quick and does not panic, as those
+/// that are shipped.
+pub fn resident_scheduler<S: Scheduler + Unpin + 'static>(
+    make: impl Fn() -> S + Send + 'static,
+) -> StartScheduler {
+    Box::new(move || SchedulerActor(make()).start().recipient())
+}
+
 /// Runs a scheduler made by `make` on a thread of its own, so that a slow or panicking one stands in nobody's way.
 pub fn scheduler<S: Scheduler + Unpin + 'static>(
     make: impl Fn() -> S + Clone + Send + 'static,

@@ -9,7 +9,9 @@ mod order;
 mod pace;
 mod view;
 
-pub use actor::{Consult, SchedulerActor, SchedulerHandle, StartScheduler, scheduler};
+pub use actor::{
+    Consult, SchedulerActor, SchedulerHandle, StartScheduler, resident_scheduler, scheduler,
+};
 pub use batching::Batching;
 pub use order::{
     Arrival, EarliestDeadline, FairShare, Order, SloClass, Standing, TenantWeights, WeightError,

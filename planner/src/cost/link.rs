@@ -33,6 +33,11 @@ impl LinkCost {
             + peers as f64 * self.transport.per_peer_us * 1e-6
     }
 
+    /// What all adapters carry one way, in bytes/s.
+    pub fn line_bytes_per_s(&self) -> f64 {
+        self.bytes_per_s
+    }
+
     /// P99 by median.
     pub fn tail(&self) -> f64 {
         self.transport.tail

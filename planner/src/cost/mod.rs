@@ -66,7 +66,7 @@ impl Cost {
         // What was measured counts for the model and the machine that it was measured on.
         let measured = |side: &Side| {
             let profile = hardware.profile.as_ref()?;
-            (profile.model == model.name && profile.gpu == side.gpu && side.tp == 1)
+            (profile.model.name == model.name && profile.gpu == side.gpu && side.tp == 1)
                 .then_some(profile)
         };
         let mut cost = Self {

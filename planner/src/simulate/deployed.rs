@@ -1,62 +1,21 @@
-//! A planned deployment as a cluster to simulate, and how its throughput varies around the plan.
+//! A planned deployment as a cluster to simulate.
 
-use serde::{Deserialize, Serialize};
 use volley_actors::{FirstCome, PolicyScheduler, Scheduler, Timeline};
 
-use super::{ClusterShape, Report, Roofline, Routing, Trace, Variation, Wire, serve};
-use crate::plot::{Series, bars, escape, lines};
-use crate::{Hardware, ModelShape, PlanError, Precision};
+use super::{ClusterShape, Priced, Report, Routing, Trace, Variation, Wire, serve};
+use crate::deployment::{Evaluator, Setting};
+use crate::{Deployment, PlanError};
 
 /// Tokens of a KV block; that of `serve` by default.
 const BLOCK_TOKENS: u32 = 16;
-/// Tokens that each request of a saturated run generates.
-const SATURATED_OUTPUT: u32 = 24;
-/// Points of a sweep over attention workers.
-const SWEEP_POINTS: usize = 16;
 
-/// The GPUs of one worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GpuSide {
-    /// Name in the catalogue.
-    pub gpu: String,
-    /// How many make a worker.
-    pub tp: usize,
-}
-
-/// Workers and GPUs of a deployment, as a plan names them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Layout {
-    /// GPUs of an attention worker.
-    pub attention: GpuSide,
-    /// Attention workers (n_a).
-    pub attention_workers: usize,
-    /// GPUs of an expert worker.
-    pub experts: GpuSide,
-    /// Experts of each layer that an expert worker holds.
-    pub experts_per_worker: usize,
-    /// Expert workers.
-    pub expert_workers: usize,
-    /// Micro-batches in flight (m).
-    pub micro_batches: usize,
-    /// Sequences of an attention worker in one micro-batch.
-    pub rows: usize,
-}
-
-/// What does not change while layouts are compared.
+/// What does not change while deployments are compared.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
-    /// The catalogue.
-    pub hardware: &'a Hardware,
-    /// The model.
-    pub model: &'a ModelShape,
-    /// Types of everything.
-    pub precision: &'a Precision,
-    /// The transport between the sides, by name.
-    pub transport: &'a str,
+    /// Catalogue, model, types, requests and transport, as a plan has them.
+    pub setting: Setting<'a>,
     /// How popular each expert is.
     pub popularity: &'a [f64],
-    /// Tokens in the cache of a request that decodes, where requests are alike.
-    pub mean_context: f64,
 }
 
 /// A deployment, ready to be simulated.
@@ -67,7 +26,7 @@ pub struct Deployed {
     /// Who visits which expert, and where experts are.
     pub routing: Routing,
     /// What everything costs.
-    pub times: Roofline,
+    pub times: Priced,
     /// Line of the slower side, for frames.
     pub wire: Wire,
     /// Prompt tokens of a step on one worker.
@@ -77,68 +36,76 @@ pub struct Deployed {
 }
 
 impl Deployed {
-    /// Of a layout; `context` is the longest sequence that comes.
+    /// Of a deployment; `context` is the longest sequence that comes.
     ///
     /// # Errors
     /// Something is not in the catalogue, or the memory of a worker does not hold its weights and one sequence.
     pub fn new(
         situation: Situation<'_>,
-        layout: &Layout,
+        deployment: &Deployment,
         context: u32,
         prefill_tokens: u32,
     ) -> Result<Self, PlanError> {
-        let Situation {
-            hardware,
-            model,
-            precision,
-            transport,
-            popularity,
+        let Setting {
+            hardware, model, ..
+        } = situation.setting;
+        let wrong = |what: String, remedy| PlanError::invalid("the deployment", what, remedy);
+        let &Deployment {
+            attention_workers,
+            expert_workers,
+            micro_batches,
+            rows,
             ..
-        } = situation;
-        if layout.attention.tp == 0 || layout.experts.tp == 0 {
-            return Err(PlanError::invalid(
-                "the deployment",
-                "a worker of no GPUs",
+        } = deployment;
+        if deployment.attention.tp == 0 || deployment.experts.tp == 0 {
+            return Err(wrong(
+                "a worker of no GPUs".to_owned(),
                 "give tp of at least 1",
             ));
         }
-        let times = Roofline::new(hardware, model, precision, transport, layout)?;
-        let routing = Routing::new(popularity, layout.expert_workers, model.top_k)?;
-        let (need, have) = times.expert_memory(model.experts.div_ceil(layout.expert_workers));
-        if need > have {
-            return Err(PlanError::invalid(
-                "the deployment",
+        let routing = Routing::new(situation.popularity, expert_workers, model.top_k)?;
+        let evaluator = Evaluator::new(
+            situation.setting,
+            &deployment.attention,
+            &deployment.experts,
+        )?;
+        let held = model.experts.div_ceil(expert_workers);
+        let memory = evaluator.expert_memory(attention_workers, held, 1, 0.0);
+        if memory.total() > memory.usable {
+            return Err(wrong(
                 format!(
                     "an expert worker's weights are {:.1} GB on each GPU, which has {:.1}",
-                    need / 1e9,
-                    have / 1e9
+                    memory.total() / 1e9,
+                    memory.usable / 1e9
                 ),
                 "give it more GPUs, or have more expert workers",
             ));
         }
-        let blocks = times.kv_tokens() / f64::from(BLOCK_TOKENS);
+        let tokens = evaluator.kv_tokens(held, micro_batches, rows as f64);
+        let blocks = (tokens / f64::from(BLOCK_TOKENS)).floor();
         if blocks < f64::from(context.div_ceil(BLOCK_TOKENS)) {
-            return Err(PlanError::invalid(
-                "the deployment",
+            return Err(wrong(
                 format!(
-                    "an attention worker has room for {:.0} tokens of KV cache, and a request has {context}",
-                    times.kv_tokens()
+                    "an attention worker has room for {tokens:.0} tokens of KV cache, and a request has {context}"
                 ),
                 "give attention workers more GPUs, or cut the requests' lengths",
             ));
         }
-        let too_many = |what: &str, count: usize| {
-            PlanError::invalid(
-                "the deployment",
-                format!("{count} {what}"),
-                "that is more than a cluster numbers",
-            )
+        let count = |what: &str, count: usize| {
+            u16::try_from(count).map_err(|_| {
+                wrong(
+                    format!("{count} {what}"),
+                    "that is more than a cluster numbers",
+                )
+            })
         };
-        let attention_workers = u16::try_from(layout.attention_workers)
-            .map_err(|_| too_many("attention workers", layout.attention_workers))?;
-        let micro_batches = u8::try_from(layout.micro_batches)
-            .map_err(|_| too_many("micro-batches", layout.micro_batches))?;
-        let (dispatch, combine) = times.row_bytes();
+        let attention_workers = count("attention workers", attention_workers)?;
+        let micro_batches = count("micro-batches", micro_batches)?;
+        let micro_batches = u8::try_from(micro_batches).unwrap_or(u8::MAX);
+        let cost = evaluator.into_cost();
+        let transport = hardware.transport(situation.setting.transport)?;
+        let line = cost.attention_link.line_bytes_per_s();
+        let line = line.min(cost.expert_link.line_bytes_per_s());
         Ok(Deployed {
             shape: ClusterShape {
                 attention_workers,
@@ -146,18 +113,21 @@ impl Deployed {
                 layers: model.moe_layers,
                 kv_blocks: blocks.min(f64::from(u32::MAX / BLOCK_TOKENS)) as u32,
                 block_tokens: BLOCK_TOKENS,
-                max_rows: (layout.rows as u32).saturating_add(prefill_tokens),
+                max_rows: (rows as u32).saturating_add(prefill_tokens),
                 context,
                 max_waiting: usize::MAX,
                 replicas: false,
             },
             wire: Wire {
-                latency_s: times.latency_s(),
-                bytes_per_s: times.bytes_per_s(),
-                dispatch_row_bytes: dispatch as u64,
-                combine_row_bytes: combine as u64,
+                latency_s: transport.overhead_us * 1e-6,
+                bytes_per_s: line * transport.share,
+                dispatch_row_bytes: cost.dispatch_row_bytes as u64,
+                combine_row_bytes: cost.combine_row_bytes as u64,
             },
-            times,
+            times: Priced {
+                cost,
+                dense_layers: model.dense_layers,
+            },
             routing,
             prefill_tokens,
             micro_batch_rows: 1,
@@ -194,130 +164,85 @@ impl Deployed {
     }
 }
 
-/// Serves a batch that is full of requests that only decode.
-///
-/// # Errors
-/// As [`Deployed::new`] and [`serve`].
-pub fn saturated(
-    situation: Situation<'_>,
-    layout: &Layout,
-    seed: u64,
-) -> Result<Report, PlanError> {
-    let input = situation.mean_context.round().max(1.0) as u32;
-    // A prompt is there at once and counts one row.
-    let deployed = Deployed::new(situation, layout, input + SATURATED_OUTPUT, u32::MAX / 4)?;
-    let batch = layout.rows * layout.micro_batches * layout.attention_workers;
-    let trace = Trace::burst(batch, input, SATURATED_OUTPUT)?;
-    let variation = Variation {
-        prefilled: true,
-        seed,
-        ..Variation::default()
-    };
-    let timeline = Timeline::new(std::iter::empty(), 0);
-    deployed.serve(deployed.scheduler(), &trace, &variation, &timeline)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::Side;
+    use crate::simulate::StageTimes;
+    use crate::{Hardware, ModelShape, Precision, Workload};
 
-/// How throughput varies around a layout, as a page of plots.
-pub fn page(situation: Situation<'_>, layout: &Layout, report: &Report, seed: u64) -> String {
-    let throughput = |layout: &Layout| {
-        saturated(situation, layout, seed).map_or(f64::NAN, |report| report.output_tokens_per_s)
-    };
-    let most = (2 * layout.attention_workers).max(2);
-    let points = (1..=most).step_by(most.div_ceil(SWEEP_POINTS));
-    let over_n_a = points.map(|attention_workers| {
-        let tokens = throughput(&Layout {
-            attention_workers,
-            ..layout.clone()
-        });
-        (attention_workers as f64, tokens)
-    });
-    let over_m = (1..=6).map(|micro_batches| {
-        // The same sequences, divided over more micro-batches.
-        let rows = (layout.rows * layout.micro_batches).div_ceil(micro_batches);
-        let tokens = throughput(&Layout {
-            micro_batches,
-            rows,
-            ..layout.clone()
-        });
-        (micro_batches as f64, tokens)
-    });
-    let (over_n_a, over_m): (Vec<_>, Vec<_>) = (over_n_a.collect(), over_m.collect());
-    let per_price = pairs(situation.hardware, layout, throughput);
-    let series = |name: &str, points| {
-        [Series {
-            name: name.to_owned(),
-            points,
-        }]
-    };
-    format!(
-        concat!(
-            "<!doctype html>\n<meta charset=\"utf-8\"><title>{title}</title>\n",
-            "<style>body{{font-family:sans-serif;max-width:60em;margin:2em auto}}pre{{background:#f6f8fa;padding:1em}}</style>\n",
-            "<h1>{title}</h1>\n<p>{words}</p>\n<pre>{report}</pre>\n",
-            "<p>Below, decode throughput with full batches, each point a simulation of its own.</p>\n{n_a}{m}{pairs}"
-        ),
-        title = escape(&format!("{}: simulated", situation.model.name)),
-        words = escape(&format!(
-            "{} attention workers of {} x {}, {} expert workers of {} x {}, {} micro-batches of {} sequences.",
-            layout.attention_workers,
-            layout.attention.tp,
-            layout.attention.gpu,
-            layout.expert_workers,
-            layout.experts.tp,
-            layout.experts.gpu,
-            layout.micro_batches,
-            layout.rows
-        )),
-        report = escape(&report.to_string()),
-        n_a = lines(
-            "Throughput over attention workers",
-            "attention workers (n_a)",
-            "tokens/s",
-            &series("decode", over_n_a)
-        ),
-        m = lines(
-            "Throughput over micro-batches, the same sequences",
-            "micro-batches (m)",
-            "tokens/s",
-            &series("decode", over_m)
-        ),
-        pairs = bars(
-            "Throughput per price over pairs of GPUs (attention + experts)",
-            "tokens/s per price",
-            &per_price
-        ),
-    )
-}
-
-/// Throughput by price of the same shape on every pair of GPU types, best first; those that do not fit are left out.
-fn pairs(
-    hardware: &Hardware,
-    layout: &Layout,
-    throughput: impl Fn(&Layout) -> f64,
-) -> Vec<(String, f64)> {
-    let mut found = Vec::new();
-    for (attention, attention_gpu) in &hardware.gpus {
-        for (experts, expert_gpu) in &hardware.gpus {
-            let side = |gpu: &String, tp| GpuSide {
-                gpu: gpu.clone(),
-                tp,
-            };
-            let other = Layout {
-                attention: side(attention, layout.attention.tp),
-                experts: side(experts, layout.experts.tp),
-                ..layout.clone()
-            };
-            let price = (layout.attention_workers * layout.attention.tp) as f64
-                * attention_gpu.price
-                + (layout.expert_workers * layout.experts.tp) as f64 * expert_gpu.price;
-            found.push((
-                format!("{attention} + {experts}"),
-                throughput(&other) / price,
-            ));
+    fn deployment() -> Deployment {
+        let side = |tp| Side {
+            gpu: "A800".to_owned(),
+            tp,
+        };
+        Deployment {
+            attention: side(8),
+            attention_workers: 2,
+            experts: side(1),
+            experts_per_worker: 1,
+            expert_workers: 8,
+            micro_batches: 3,
+            rows: 64,
         }
     }
-    found.retain(|(_, value)| value.is_finite());
-    found.sort_by(|a, b| b.1.total_cmp(&a.1));
-    found.truncate(24);
-    found
+
+    fn deploy(deployment: &Deployment, context: u32) -> Result<Deployed, PlanError> {
+        let situation = Situation {
+            setting: Setting {
+                hardware: &Hardware::embedded(),
+                model: &ModelShape::preset("mixtral-8x22b").unwrap(),
+                precision: &Precision::BF16,
+                workload: &Workload::PAPER,
+                transport: "m2n",
+            },
+            popularity: &[1.0; 8],
+        };
+        Deployed::new(situation, deployment, context, 512)
+    }
+
+    /// The simulation asks the very model that the plan was made with.
+    #[test]
+    fn a_layer_takes_what_the_plan_said() {
+        let (deployment, rows) = (deployment(), 64.0);
+        let deployed = deploy(&deployment, 1024).unwrap();
+        let hardware = Hardware::embedded();
+        let setting = Setting {
+            hardware: &hardware,
+            model: &ModelShape::preset("mixtral-8x22b").unwrap(),
+            precision: &Precision::BF16,
+            workload: &Workload::PAPER,
+            transport: "m2n",
+        };
+        let planned = deployment.outlook(setting, 0.15).unwrap().stages;
+        let cached = rows * Workload::PAPER.mean_context();
+        let times = &deployed.times;
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+        assert!(near(times.attention_s(rows, cached), planned.attention_s));
+        // 128 rows, two experts each, over eight experts.
+        assert!(near(times.experts_s(&[32.0]), planned.expert_s));
+        // Rows go from adapters of eight GPUs into that of one, which takes longer.
+        assert!(near(times.expert_receives_s(32.0, 2), planned.dispatch_s));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_figures() {
+        let said =
+            |deployment: &Deployment, context| deploy(deployment, context).unwrap_err().to_string();
+        let few = Deployment {
+            expert_workers: 1,
+            experts_per_worker: 8,
+            ..deployment()
+        };
+        assert!(
+            said(&few, 1024)
+                .contains("an expert worker's weights are 270.6 GB on each GPU, which has 72.0")
+        );
+        assert!(said(&deployment(), 100_000_000).contains("tokens of KV cache, and a request has"));
+        let many = Deployment {
+            attention_workers: 100_000,
+            ..deployment()
+        };
+        assert!(said(&many, 1024).contains("100000 attention workers"));
+    }
 }

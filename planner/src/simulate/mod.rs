@@ -4,22 +4,29 @@
 //! and a thousand expert workers are simulated faster than real time on one core. *Frames* ([`frames()`]) play every worker's own logic and every frame over the
 //! simulated fabric, for small clusters and for faults; they are what rounds are held against.
 
+mod clients;
 mod deployed;
 mod frames;
 mod histogram;
+mod lanes;
 mod lockstep;
+mod priced;
+mod queue;
 mod report;
-mod roofline;
 mod routing;
 mod serving;
+mod shape;
+mod sweep;
 mod times;
 mod trace;
 
-pub use deployed::{Deployed, GpuSide, Layout, Situation, page, saturated};
+pub use deployed::{Deployed, Situation};
 pub use frames::{FramesOutcome, Wire, frames};
+pub use priced::Priced;
 pub use report::{Bubbles, Quantiles, Report, Side as SideUse};
-pub use roofline::Roofline;
 pub use routing::Routing;
-pub use serving::{ClusterShape, Outage, Variation, serve};
+pub use serving::serve;
+pub use shape::{ClusterShape, Outage, Variation};
+pub use sweep::{page, saturated};
 pub use times::StageTimes;
 pub use trace::{Trace, TraceRequest};

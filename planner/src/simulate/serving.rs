@@ -4,8 +4,7 @@
 //! it. So admission, batching, KV blocks, preemption and the restart of what a lost worker had are those of production, and a scheduler of a
 //! user's own can be tried before anything is rented. The scheduler's own time is not counted: in production it plans while the step before runs.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -14,81 +13,17 @@ use volley_actors::protocol::{
     AttentionCapacity, AttentionCommand, AttentionStep, Membership, SequenceId, SequenceResult,
     StepReport, StepTiming, StepWork,
 };
-use volley_actors::{
-    Activity, FinishReason, Ledger, Limits, Output, Recorder, Request, RequestEvent, Scheduler,
-    Span, Timeline,
-};
-use volley_transports::{Epoch, Layer, MicroBatch, Role, Step, WorkerId};
+use volley_actors::{Activity, FinishReason, Ledger, Limits, Output, Request, Scheduler, Timeline};
+use volley_transports::{Epoch, Layer, MicroBatch, Role, Step};
 
-use super::histogram::Histogram;
-use super::lockstep::{Lockstep, Part, Watch};
+use super::clients::Clients;
+use super::lanes::{Lanes, Recording};
+use super::lockstep::{Lockstep, Part};
+use super::queue::{Happening, Queue};
 use super::report::{Report, Side};
+use super::shape::{ClusterShape, Outage, Variation};
 use super::{Routing, StageTimes, Trace};
 use crate::PlanError;
-
-/// What is simulated.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClusterShape {
-    /// Attention workers (M).
-    pub attention_workers: u16,
-    /// Micro-batches in flight (m).
-    pub micro_batches: u8,
-    /// Layers with experts (L).
-    pub layers: usize,
-    /// KV blocks of each attention worker.
-    pub kv_blocks: u32,
-    /// Tokens of a block.
-    pub block_tokens: u32,
-    /// Tokens that one attention worker computes at most in one step.
-    pub max_rows: u32,
-    /// Longest sequence.
-    pub context: u32,
-    /// Requests that may wait for a place.
-    pub max_waiting: usize,
-    /// Whether another expert worker has the experts of one that is lost.
-    pub replicas: bool,
-}
-
-/// A worker that is gone for a while.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Outage {
-    /// The worker.
-    pub worker: WorkerId,
-    /// When it goes, in seconds.
-    pub at_s: f64,
-    /// For how long.
-    pub lasts_s: f64,
-}
-
-/// How things vary.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Variation {
-    /// Each hop takes longer by a share drawn evenly up to this.
-    pub jitter: f64,
-    /// Whether the rows of each expert are drawn; else each gets its mean.
-    pub draws: bool,
-    /// Prompts come computed, from a prefill cluster, as in the paper: one costs a row, and its KV blocks.
-    pub prefilled: bool,
-    /// Workers that are gone for a while.
-    pub outages: Vec<Outage>,
-    /// Time until the loss of a worker is noticed, in seconds.
-    pub notice_s: f64,
-    /// Of everything that is drawn.
-    pub seed: u64,
-}
-
-impl Default for Variation {
-    fn default() -> Self {
-        Variation {
-            jitter: 0.0,
-            draws: true,
-            prefilled: false,
-            outages: Vec::new(),
-            notice_s: 1.0,
-            seed: 0,
-        }
-    }
-}
 
 /// Serves `trace` on a cluster in virtual time. `timeline` records what is computed when, if it keeps spans.
 ///
@@ -118,24 +53,22 @@ struct Serving<'a, T> {
     scheduler: Box<dyn Scheduler>,
     lockstep: Lockstep<T>,
     lanes: Lanes,
+    clients: Clients,
     flights: Vec<Flight>,
     sequences: HashMap<SequenceId, Known>,
     membership: Membership,
     /// Expert workers that are gone.
     gone: Vec<u16>,
-    queue: BinaryHeap<Reverse<Due>>,
-    serial: u64,
+    queue: Queue,
     /// Grows when everything under way is void.
     generation: u64,
     halted: bool,
     next_arrival: usize,
-    live: HashMap<SequenceId, Served>,
     counts: Counts,
 }
 
 #[derive(Default)]
 struct Counts {
-    completed: u64,
     refused: u64,
     impossible: u64,
     events: u64,
@@ -150,14 +83,6 @@ struct Known {
     length: u32,
     limit: u32,
     ended: bool,
-}
-
-/// What a client saw.
-struct Served {
-    arrived_s: f64,
-    first_s: Option<f64>,
-    latest_s: f64,
-    tokens: u32,
 }
 
 /// One micro-batch.
@@ -178,33 +103,6 @@ struct OpenStep {
     work: Vec<(u16, Vec<StepWork>)>,
 }
 
-#[derive(Debug)]
-struct Due {
-    at_s: f64,
-    serial: u64,
-    what: Happening,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Happening {
-    Arrive,
-    Round(usize, u64),
-    Ended(usize, u64),
-    Break(usize),
-    Noticed(usize),
-    Mend(usize),
-}
-
-/// The timeline of every worker, and the times of clients.
-struct Lanes {
-    keep: bool,
-    attention: Vec<Recorder>,
-    experts: Vec<Recorder>,
-    ttft: Histogram,
-    tpot: Histogram,
-    latency: Histogram,
-}
-
 impl<'a, T: StageTimes> Serving<'a, T> {
     fn new(
         shape: &'a ClusterShape,
@@ -218,33 +116,7 @@ impl<'a, T: StageTimes> Serving<'a, T> {
         shape.check()?;
         let experts = routing.workers();
         for outage in &variation.outages {
-            let count = match outage.worker.role {
-                Role::Attention => usize::from(shape.attention_workers),
-                Role::Expert => experts,
-            };
-            if usize::from(outage.worker.index) >= count {
-                return Err(PlanError::invalid(
-                    "the failures",
-                    format!("there is no {}", outage.worker),
-                    format!(
-                        "there are {count} {} workers, numbered from 0",
-                        outage.worker.role
-                    ),
-                ));
-            }
-            if !(outage.at_s >= 0.0
-                && outage.lasts_s > 0.0
-                && (outage.at_s + outage.lasts_s).is_finite())
-            {
-                return Err(PlanError::invalid(
-                    "the failures",
-                    format!(
-                        "{} is gone at {} s for {} s",
-                        outage.worker, outage.at_s, outage.lasts_s
-                    ),
-                    "give times that are not negative",
-                ));
-            }
+            outage.check(shape.attention_workers.into(), experts)?;
         }
         let capacity = AttentionCapacity {
             alive: true,
@@ -279,20 +151,9 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             parts: Vec::with_capacity(shape.attention_workers.into()),
             until_s: vec![0.0; shape.attention_workers.into()],
         };
-        let recorders = |role: Role, count: usize| {
-            (0..count)
-                .map(|index| timeline.recorder(role.worker(index as u16)))
-                .collect()
-        };
         let mut serving = Serving {
-            lanes: Lanes {
-                keep: timeline.keeps(),
-                attention: recorders(Role::Attention, shape.attention_workers.into()),
-                experts: recorders(Role::Expert, experts),
-                ttft: Histogram::new(),
-                tpot: Histogram::new(),
-                latency: Histogram::new(),
-            },
+            lanes: Lanes::new(timeline, shape.attention_workers.into(), experts),
+            clients: Clients::new(),
             flights: (0..shape.micro_batches).map(|_| flight()).collect(),
             whole: routing,
             ledger: Ledger::new(limits),
@@ -301,12 +162,10 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             sequences: HashMap::new(),
             membership,
             gone: Vec::new(),
-            queue: BinaryHeap::new(),
-            serial: 0,
+            queue: Queue::default(),
             generation: 0,
             halted: false,
             next_arrival: 0,
-            live: HashMap::new(),
             counts: Counts::default(),
             shape,
             trace,
@@ -317,15 +176,17 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             serving.ledger.moved(worker, Epoch(1));
         }
         serving.settle(0.0);
-        serving.push(trace.requests()[0].arrival_s, Happening::Arrive);
+        serving
+            .queue
+            .push(trace.requests()[0].arrival_s, Happening::Arrive);
         for (index, outage) in variation.outages.iter().enumerate() {
-            serving.push(outage.at_s, Happening::Break(index));
+            serving.queue.push(outage.at_s, Happening::Break(index));
         }
         Ok(serving)
     }
 
     fn run(&mut self) -> Result<(), PlanError> {
-        while let Some(Reverse(Due { at_s, what, .. })) = self.queue.pop() {
+        while let Some((at_s, what)) = self.queue.pop() {
             self.counts.events += 1;
             match what {
                 Happening::Arrive => self.arrive(at_s),
@@ -340,21 +201,22 @@ impl<'a, T: StageTimes> Serving<'a, T> {
                     // Whoever waits for it waits until it is missed.
                     self.void();
                     self.halted = true;
-                    self.push(at_s + self.variation.notice_s, Happening::Noticed(index));
+                    self.queue
+                        .push(at_s + self.variation.notice_s, Happening::Noticed(index));
                     let outage = self.variation.outages[index];
                     let back = outage.lasts_s.max(self.variation.notice_s);
-                    self.push(at_s + back, Happening::Mend(index));
+                    self.queue.push(at_s + back, Happening::Mend(index));
                 }
                 Happening::Noticed(index) => self.regroup(index, false, at_s),
                 Happening::Mend(index) => self.regroup(index, true, at_s),
             }
         }
-        if self.live.is_empty() {
+        if self.clients.waiting() == 0 {
             return Ok(());
         }
         Err(PlanError::Infeasible(format!(
             "{} requests are left over for which the scheduler plans nothing; give attention workers more KV blocks, or look at the scheduler",
-            self.live.len()
+            self.clients.waiting()
         )))
     }
 
@@ -362,22 +224,14 @@ impl<'a, T: StageTimes> Serving<'a, T> {
     fn arrive(&mut self, now_s: f64) {
         while let Some(request) = self.trace.requests().get(self.next_arrival) {
             if request.arrival_s > now_s {
-                self.push(request.arrival_s, Happening::Arrive);
+                self.queue.push(request.arrival_s, Happening::Arrive);
                 break;
             }
             self.next_arrival += 1;
             let prompt = vec![0; request.input_tokens as usize];
             let request = Request::greedy(prompt, request.output_tokens);
             match self.ledger.submit(request, at(now_s)) {
-                Ok(sequence) => {
-                    let served = Served {
-                        arrived_s: now_s,
-                        first_s: None,
-                        latest_s: now_s,
-                        tokens: 0,
-                    };
-                    self.live.insert(sequence, served);
-                }
+                Ok(sequence) => self.clients.ask(sequence, now_s),
                 Err(error) if error.is_overload() => self.counts.refused += 1,
                 Err(_) => self.counts.impossible += 1,
             }
@@ -430,7 +284,7 @@ impl<'a, T: StageTimes> Serving<'a, T> {
                 Output::Worker(worker, AttentionCommand::Step(step)) => {
                     self.open(worker, step, now_s)
                 }
-                Output::Client(sequence, event) => self.client(sequence, &event, now_s),
+                Output::Client(sequence, event) => self.clients.hear(sequence, &event, now_s),
             }
         }
     }
@@ -482,7 +336,8 @@ impl<'a, T: StageTimes> Serving<'a, T> {
         (flight.running, flight.layer) = (true, 0);
         flight.began_s = first(&flight.parts);
         let at_s = flight.began_s.max(now_s);
-        self.push(at_s, Happening::Round(index, self.generation));
+        self.queue
+            .push(at_s, Happening::Round(index, self.generation));
     }
 
     fn round(&mut self, index: usize, now_s: f64) {
@@ -517,7 +372,7 @@ impl<'a, T: StageTimes> Serving<'a, T> {
                 Happening::Ended(index, self.generation),
             )
         };
-        self.push(at_s.max(now_s), what);
+        self.queue.push(at_s.max(now_s), what);
     }
 
     /// A step has come to its end: every worker reports.
@@ -552,31 +407,6 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             self.ledger.report(report, at(now_s));
         }
         self.settle(now_s);
-    }
-
-    fn client(&mut self, sequence: SequenceId, event: &RequestEvent, now_s: f64) {
-        let Some(served) = self.live.get_mut(&sequence) else {
-            return;
-        };
-        match event {
-            RequestEvent::Token { .. } => {
-                served.first_s.get_or_insert(now_s);
-                served.latest_s = now_s;
-                served.tokens += 1;
-            }
-            RequestEvent::Finished(_) => {
-                let first_s = served.first_s.unwrap_or(now_s);
-                self.lanes.ttft.add(first_s - served.arrived_s);
-                self.lanes.latency.add(now_s - served.arrived_s);
-                if served.tokens > 1 {
-                    let each = (served.latest_s - first_s) / f64::from(served.tokens - 1);
-                    self.lanes.tpot.add(each);
-                }
-                self.counts.completed += 1;
-                self.live.remove(&sequence);
-            }
-            RequestEvent::Prompt(_) => {}
-        }
     }
 
     /// Everything under way is void.
@@ -627,26 +457,13 @@ impl<'a, T: StageTimes> Serving<'a, T> {
         self.settle(now_s);
     }
 
-    fn push(&mut self, at_s: f64, what: Happening) {
-        self.serial += 1;
-        let serial = self.serial;
-        self.queue.push(Reverse(Due { at_s, serial, what }));
-    }
-
     fn report(mut self) -> Report {
         let span_s = self.counts.ended_s.max(f64::MIN_POSITIVE);
-        for recorder in self
-            .lanes
-            .attention
-            .iter_mut()
-            .chain(&mut self.lanes.experts)
-        {
-            recorder.flush();
-        }
+        self.lanes.flush();
         let totals = self.ledger.totals;
         Report {
             requests: self.trace.requests().len() as u64,
-            completed: self.counts.completed,
+            completed: self.clients.completed,
             refused: self.counts.refused,
             impossible: self.counts.impossible,
             preemptions: totals.preemptions,
@@ -655,9 +472,9 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             output_tokens: totals.generated_tokens,
             output_tokens_per_s: totals.generated_tokens as f64 / span_s,
             prompt_tokens: totals.prompt_tokens,
-            ttft: self.lanes.ttft.quantiles(),
-            tpot: self.lanes.tpot.quantiles(),
-            latency: self.lanes.latency.quantiles(),
+            ttft: self.clients.ttft.quantiles(),
+            tpot: self.clients.tpot.quantiles(),
+            latency: self.clients.latency.quantiles(),
             attention: Side::of(self.lockstep.attention(), span_s),
             experts: Side::of(self.lockstep.experts(), span_s),
             bubbles: self.lockstep.totals.into(),
@@ -667,40 +484,6 @@ impl<'a, T: StageTimes> Serving<'a, T> {
             events: self.counts.events,
             epochs: self.membership.epoch.0,
         }
-    }
-}
-
-impl ClusterShape {
-    fn check(&self) -> Result<(), PlanError> {
-        for (name, value) in [
-            ("attention workers", u64::from(self.attention_workers)),
-            ("micro-batches", self.micro_batches.into()),
-            ("layers", self.layers as u64),
-            ("KV blocks", self.kv_blocks.into()),
-            ("tokens of a block", self.block_tokens.into()),
-            ("rows of a step", self.max_rows.into()),
-            ("the context", self.context.into()),
-        ] {
-            if value == 0 {
-                return Err(PlanError::invalid(
-                    "the cluster",
-                    format!("{name}: 0"),
-                    "give at least 1",
-                ));
-            }
-        }
-        let room = u64::from(self.kv_blocks) * u64::from(self.block_tokens);
-        if room < u64::from(self.context) {
-            return Err(PlanError::invalid(
-                "the cluster",
-                format!(
-                    "an attention worker's KV cache holds {room} tokens, a sequence may have {}",
-                    self.context
-                ),
-                "give it more KV blocks, or lower the context",
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -731,65 +514,4 @@ fn first(parts: &[Part]) -> f64 {
 
 fn at(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.max(0.0))
-}
-
-/// Writes a round into the timeline.
-struct Recording<'a> {
-    lanes: &'a mut Lanes,
-    micro_batch: MicroBatch,
-    step: Step,
-    layer: Layer,
-    activity: Activity,
-}
-
-impl Recording<'_> {
-    fn span(&self, activity: Activity, rows: f64, start_s: f64, end_s: f64) -> Span {
-        Span {
-            activity,
-            micro_batch: self.micro_batch,
-            step: self.step,
-            layer: self.layer,
-            rows: rows as u32,
-            start: at(start_s),
-            end: at(end_s),
-        }
-    }
-}
-
-impl Watch for Recording<'_> {
-    fn attention(&mut self, worker: usize, rows: f64, start_s: f64, end_s: f64) {
-        if self.lanes.keep {
-            let span = self.span(self.activity, rows, start_s, end_s);
-            self.lanes.attention[worker].record(span);
-        }
-    }
-
-    fn experts(&mut self, worker: usize, rows: f64, start_s: f64, end_s: f64) {
-        if self.lanes.keep {
-            let span = self.span(Activity::Experts, rows, start_s, end_s);
-            self.lanes.experts[worker].record(span);
-        }
-    }
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.serial == other.serial
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at_s
-            .total_cmp(&other.at_s)
-            .then(self.serial.cmp(&other.serial))
-    }
 }

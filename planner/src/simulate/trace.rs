@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde::Deserialize;
 
-use crate::PlanError;
+use crate::{PlanError, Workload};
 
 /// One request.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -69,12 +69,22 @@ impl Trace {
         Ok(Trace(vec![request; requests]))
     }
 
-    /// Mean tokens in the cache of a request that decodes: its prompt, and half of its answer.
-    pub fn mean_context(&self) -> f64 {
-        let context = |request: &TraceRequest| {
-            f64::from(request.input_tokens) + f64::from(request.output_tokens) / 2.0
+    /// Its means, as a plan would read them: a request counts by how long it decodes.
+    pub fn workload(&self) -> Workload {
+        let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+            let each = |request: &TraceRequest| {
+                of(request.input_tokens.into(), request.output_tokens.into())
+            };
+            self.0.iter().map(each).sum()
         };
-        self.0.iter().map(context).sum::<f64>() / self.0.len() as f64
+        let tokens = sum(&|_, output| output);
+        let context = sum(&|input, output| output * (input + output / 2.0)) / tokens;
+        let mean_output = tokens / self.0.len() as f64;
+        Workload {
+            mean_input: (context - mean_output / 2.0).max(1.0),
+            mean_output,
+            imbalance: 1.0,
+        }
     }
 
     /// KV blocks that all requests together fill.

@@ -5,6 +5,7 @@
 
 pub mod keys;
 mod kind;
+mod planned;
 mod policy;
 mod problem;
 mod raw;
@@ -13,6 +14,7 @@ mod size;
 pub(crate) mod suggest;
 
 pub use kind::Kind;
+pub use planned::ClusterOutline;
 pub use policy::{OrderSettings, SchedulerSettings};
 pub use problem::{ConfigError, Place, Problem};
 pub use raw::{

@@ -20,6 +20,8 @@ pub(super) struct Traffic {
     subsystem: String,
     /// Of an attention worker's adapter and of an expert worker's.
     sides: [(&'static str, Point); 2],
+    /// What keeps it clear.
+    shape: Shape,
     /// In words; empty if the traffic was clean as it is.
     changes: Vec<String>,
     /// Settings that the search did not try: of these nothing is known.
@@ -27,7 +29,7 @@ pub(super) struct Traffic {
 }
 
 /// The free settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Shape {
     mtu: u32,
     queue_pairs_per_peer: u32,
@@ -141,6 +143,7 @@ pub(super) fn vet(
     let traffic = |shape: &Shape| Traffic {
         subsystem: known.subsystem.clone(),
         sides: sides(shape),
+        shape: *shape,
         changes: shape.changes(),
         unknown: sides(shape)
             .iter()
@@ -175,6 +178,24 @@ pub(super) fn vet(
         "\n--reshape looks for settings of the transport that avoid them"
     };
     Err(Failure::new(reason))
+}
+
+impl Traffic {
+    /// Section `[rdma]` of the configuration: settings that were changed and have a key. For the others there is none: the transport has one queue pair for
+    /// each peer and rail, and rings one doorbell for all frames that wait.
+    pub(super) fn section(&self) -> String {
+        let mut section = "\n[rdma]\n".to_owned();
+        for (key, usual, now) in [
+            ("mtu", USUAL.mtu, self.shape.mtu),
+            ("depth", USUAL.send_depth, self.shape.send_depth),
+        ] {
+            if usual != now {
+                section += &format!("{key} = {now}\n");
+            }
+        }
+        section += "# known_anomalies = \"/etc/volley/anomalies.json\"   the file of `volley vet search`, on every host: workers hold their traffic against it\n";
+        section
+    }
 }
 
 impl fmt::Display for Traffic {

@@ -55,9 +55,14 @@ pub(super) fn configuration(
     } else {
         text += "# path = \"/models/...\"   the directory of the checkpoint\n";
     }
+    let transport = if traffic.is_some() {
+        "transport = \"rdma\"\n"
+    } else {
+        ""
+    };
     let _ = write!(
         text,
-        "dtype = \"{weights}\"\nquantize = \"{quantize}\"\n\n[cluster]\nisolate = \"host\"\nattention_workers = {}\nexpert_workers = {}\nmicro_batches = {}\nmicro_batch_rows = {}\n\n\
+        "dtype = \"{weights}\"\nquantize = \"{quantize}\"\n\n[cluster]\nisolate = \"host\"\n{transport}attention_workers = {}\nexpert_workers = {}\nmicro_batches = {}\nmicro_batch_rows = {}\n\n\
          [limits]\nmax_batch_tokens = {}\nkv_cache_memory = {}\n",
         deployment.attention_workers,
         deployment.expert_workers,
@@ -67,6 +72,9 @@ pub(super) fn configuration(
         // Of a worker: what its GPUs hold together.
         (memory.kv * tp).ceil() as u64
     );
+    if let Some(traffic) = traffic {
+        text += &traffic.section();
+    }
     check(&text)?;
     Ok(text)
 }

@@ -164,7 +164,7 @@ fn summary(file: &File) -> String {
     let gpu = &file.gpu[&profile.gpu];
     let mut text = format!(
         "{} in {} on {} threads\n\n{:<24} {:>12} {:>12} {:>10}\n",
-        profile.model, profile.dtype, profile.threads, "us", "a unit", "at zero", "residual"
+        profile.model.name, profile.dtype, profile.threads, "us", "a unit", "at zero", "residual"
     );
     for (name, line, unit) in [
         ("T_a by rows (k1, k2)", fits.attention, 1e6),
@@ -199,6 +199,14 @@ fn summary(file: &File) -> String {
         gpu.memory_gbs, gpu.bf16_tflops
     );
     text
+}
+
+/// The small runtime that a load needs.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    built.map_err(|error| Failure::new(format!("no runtime: {error}")))
 }
 
 /// Bytes of a row on its way.

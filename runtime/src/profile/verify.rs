@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use volley_planner::{Local, ModelShape, Profile};
 
-use super::measure::runtime;
+use super::runtime;
 use crate::failure::Failure;
 use crate::launch::Launch;
 use crate::load::Load;
@@ -18,11 +18,13 @@ const SHAPES: [(u16, u16); 4] = [(1, 1), (1, 2), (2, 1), (2, 2)];
 /// Micro-batches.
 const MICRO_BATCHES: [u8; 3] = [1, 2, 3];
 /// Sequences at once.
-const BATCHES: [u32; 3] = [4, 16, 48];
-/// Tokens of each prompt, and of each answer.
-const TOKENS: (u32, u32) = (16, 32);
+const BATCHES: [u32; 3] = [1, 8, 32];
+/// Tokens of each prompt.
+const INPUT: u32 = 16;
+/// Steps in which all sequences of a case decode, about: they begin one after the other, a step apart.
+const STEPS: u32 = 12;
 /// Runs of each case; the median counts.
-const RUNS: u64 = 3;
+const RUNS: u64 = 2;
 
 /// One case.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,31 +66,29 @@ pub(super) fn run(
             let runtime = runtime()?;
             for batch in BATCHES {
                 let mut steps = Vec::new();
-                // The first run warms up.
-                for seed in 0..=RUNS {
+                for seed in 1..=RUNS {
                     let load = Load {
                         batch,
-                        input: TOKENS.0,
-                        output: TOKENS.1,
+                        input: INPUT,
+                        output: batch + STEPS,
                         seed,
                     };
                     let observed = runtime.block_on(load.run(&cluster.client(), model.vocab))?;
-                    if seed > 0 {
-                        steps.push(Summary::of(observed.gaps()).median);
-                    }
+                    steps.extend(observed.full_gaps());
                 }
                 let local = Local {
                     attention_workers: attention.into(),
                     expert_workers: experts.into(),
                     micro_batches: micro_batches.into(),
                     batch: batch as usize,
-                    context: f64::from(TOKENS.0) + f64::from(TOKENS.1) / 2.0,
+                    context: f64::from(INPUT) + f64::from(batch + STEPS) / 2.0,
                 };
-                cases.push(Case {
+                let case = Case {
                     local,
-                    foretold_s: profile.local_step_s(model, &local),
+                    foretold_s: local.step_s(profile, model),
                     measured_s: Summary::of(steps).median,
-                });
+                };
+                cases.push(case);
             }
             cluster.shutdown(Duration::ZERO);
         }
