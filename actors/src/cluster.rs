@@ -37,6 +37,7 @@ pub struct Cluster {
     timeline: Timeline,
     load: Arc<ExpertLoad>,
     expert_workers: u16,
+    micro_batches: u8,
     supervisor: Addr<Supervisor>,
     control: Mutex<Option<JoinHandle<()>>>,
     /// Takes calls of workers in other processes.
@@ -112,10 +113,12 @@ impl Cluster {
         children: bool,
     ) -> Result<Cluster, ClusterError> {
         config.check(spec)?;
-        let timeline = Timeline::new(std::iter::empty(), 0);
+        let topology = config.shape(spec)?.topology(config.micro_batches)?;
+        let timeline = Timeline::new(topology.ids(), config.timeline_spans);
         let load = Arc::new(ExpertLoad::new(spec.layers.len(), spec.experts));
         let theirs = Arc::clone(&load);
         let clock = Clock::start();
+        let (seen, time) = (timeline.clone(), clock.clone());
         let hints = SchedulingHints {
             prefill_tokens: config.prefill_tokens,
             micro_batch_rows: config.micro_batch_rows,
@@ -129,6 +132,8 @@ impl Cluster {
                 frontend.clone(),
                 LoadReporter(progress),
                 theirs,
+                seen,
+                time,
             );
             Ok(Some(gate.map_err(|GateError(error)| {
                 ClusterError::Control(error)
@@ -154,7 +159,7 @@ impl Cluster {
             vocab: spec.vocab,
             max_waiting: config.max_waiting,
         };
-        let expert_workers = config.expert_workers;
+        let (expert_workers, micro_batches) = (config.expert_workers, config.micro_batches);
         let (built, addresses) = mpsc::channel();
         let (started, outcome) = mpsc::channel();
         let spec = spec.clone();
@@ -183,6 +188,7 @@ impl Cluster {
             timeline,
             load,
             expert_workers,
+            micro_batches,
             supervisor,
             control: Mutex::new(Some(control)),
             gate: Mutex::new(None),
@@ -201,6 +207,11 @@ impl Cluster {
     /// What the workers did when, if the configuration keeps spans.
     pub fn timeline(&self) -> &Timeline {
         &self.timeline
+    }
+
+    /// Micro-batches that may be in flight (m).
+    pub fn micro_batches(&self) -> u8 {
+        self.micro_batches
     }
 
     /// Rows computed so far, `[layer][expert]`.

@@ -56,7 +56,7 @@ pub use scheduler::{
 };
 pub use startup::Startup;
 pub use supervisor::LoadProgress;
-pub use timeline::{Activity, Recorder, Span, Timeline};
+pub use timeline::{Activity, Recorder, Span, Timeline, write_chrome_trace};
 pub use waits::{WorkerState, WorkerWait};
 
 /// Messages that an actor's mailbox holds before its senders have to wait.

@@ -5,20 +5,24 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use volley_transports::{Layer, MicroBatch, Role, Step, WorkerId};
 
 use crate::protocol::Now;
 
-/// Spans of all workers.
+/// Spans of all workers. Copies share them.
 #[derive(Debug, Clone)]
 pub struct Timeline {
     spans_per_worker: usize,
+    /// When somebody last looked.
+    looked: Arc<Mutex<Option<Instant>>>,
     workers: Vec<(WorkerId, Arc<Mutex<VecDeque<Span>>>)>,
 }
 
 /// What a worker did in a span.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activity {
     /// Combined a layer's outputs and computed attention, gate and dispatch of the next.
     Attention,
@@ -29,7 +33,7 @@ pub enum Activity {
 }
 
 /// One piece of computing.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Span {
     /// What was done.
     pub activity: Activity,
@@ -69,6 +73,7 @@ impl Timeline {
         };
         Timeline {
             spans_per_worker,
+            looked: Arc::default(),
             workers: workers.map(ring).collect(),
         }
     }
@@ -76,6 +81,24 @@ impl Timeline {
     /// Whether anything is recorded.
     pub fn keeps(&self) -> bool {
         self.spans_per_worker > 0
+    }
+
+    /// Spans kept of each worker; one that has so many may have had more.
+    pub fn spans_per_worker(&self) -> usize {
+        self.spans_per_worker
+    }
+
+    /// Whether somebody has looked within `time`.
+    pub(crate) fn is_watched(&self, time: Duration) -> bool {
+        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.is_some_and(|looked| looked.elapsed() < time)
+    }
+
+    /// Takes in what a worker elsewhere has recorded; one that is not known is ignored.
+    pub(crate) fn append(&self, worker: WorkerId, spans: impl ExactSizeIterator<Item = Span>) {
+        if let Some((_, ring)) = self.workers.iter().find(|(id, _)| *id == worker) {
+            append(ring, self.spans_per_worker, spans);
+        }
     }
 
     /// The end that `worker` records with.
@@ -102,6 +125,7 @@ impl Timeline {
 
     /// What was recorded, by worker, in order of time.
     pub fn spans(&self) -> Vec<(WorkerId, Vec<Span>)> {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let copy = |ring: &Mutex<VecDeque<Span>>| {
             ring.lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -120,53 +144,80 @@ impl Timeline {
     /// # Errors
     /// Those of the writer.
     pub fn write_chrome_trace(&self, out: &mut impl Write) -> io::Result<()> {
-        write!(out, "[")?;
-        let mut separator = "";
-        for (worker, spans) in self.spans() {
-            // Attention workers above expert workers, each in a row of its own.
-            let thread = u32::from(worker.index)
-                + if worker.role == Role::Attention {
-                    1
-                } else {
-                    100_001
-                };
+        write_chrome_trace(&self.spans(), out)
+    }
+}
+
+/// As [`Timeline::write_chrome_trace`], of these spans.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_chrome_trace(
+    timeline: &[(WorkerId, Vec<Span>)],
+    out: &mut impl Write,
+) -> io::Result<()> {
+    write!(out, "[")?;
+    let mut separator = "";
+    for (worker, spans) in timeline {
+        // Attention workers above expert workers, each in a row of its own.
+        let thread = u32::from(worker.index)
+            + if worker.role == Role::Attention {
+                1
+            } else {
+                100_001
+            };
+        write!(
+            out,
+            "{separator}\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{thread},\"name\":\"thread_name\",\"args\":{{\"name\":\"{worker}\"}}}}"
+        )?;
+        write!(
+            out,
+            ",\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{thread},\"name\":\"thread_sort_index\",\"args\":{{\"sort_index\":{thread}}}}}"
+        )?;
+        separator = ",";
+        for span in spans {
+            let (start, duration) = (
+                span.start.as_nanos(),
+                (span.end.saturating_sub(span.start)).as_nanos(),
+            );
+            let name = span.activity.name();
             write!(
                 out,
-                "{separator}\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{thread},\"name\":\"thread_name\",\"args\":{{\"name\":\"{worker}\"}}}}"
+                ",\n{{\"ph\":\"X\",\"pid\":1,\"tid\":{thread},\"ts\":{}.{:03},\"dur\":{}.{:03},\"name\":\"{name} mb{} L{}\",\"cat\":\"{name}\",\"args\":{{\"micro_batch\":{},\"step\":{},\"layer\":{},\"rows\":{}}}}}",
+                start / 1000,
+                start % 1000,
+                duration / 1000,
+                duration % 1000,
+                span.micro_batch.0,
+                span.layer.0,
+                span.micro_batch.0,
+                span.step.0,
+                span.layer.0,
+                span.rows
             )?;
-            write!(
-                out,
-                ",\n{{\"ph\":\"M\",\"pid\":1,\"tid\":{thread},\"name\":\"thread_sort_index\",\"args\":{{\"sort_index\":{thread}}}}}"
-            )?;
-            separator = ",";
-            for span in spans {
-                let (start, duration) = (
-                    span.start.as_nanos(),
-                    (span.end.saturating_sub(span.start)).as_nanos(),
-                );
-                let name = span.activity.name();
-                write!(
-                    out,
-                    ",\n{{\"ph\":\"X\",\"pid\":1,\"tid\":{thread},\"ts\":{}.{:03},\"dur\":{}.{:03},\"name\":\"{name} mb{} L{}\",\"cat\":\"{name}\",\"args\":{{\"micro_batch\":{},\"step\":{},\"layer\":{},\"rows\":{}}}}}",
-                    start / 1000,
-                    start % 1000,
-                    duration / 1000,
-                    duration % 1000,
-                    span.micro_batch.0,
-                    span.layer.0,
-                    span.micro_batch.0,
-                    span.step.0,
-                    span.layer.0,
-                    span.rows
-                )?;
-            }
         }
-        writeln!(out, "\n]")
+    }
+    writeln!(out, "\n]")
+}
+
+impl Span {
+    /// As a clock has it that shows `ahead` nanoseconds more. What would be before its beginning is at its beginning.
+    pub(crate) fn shifted(self, ahead: i128) -> Self {
+        let shift = |time: Now| {
+            let nanos = time.as_nanos() as i128 + ahead;
+            Now::from_nanos(u64::try_from(nanos).unwrap_or(0))
+        };
+        Span {
+            start: shift(self.start),
+            end: shift(self.end),
+            ..self
+        }
     }
 }
 
 impl Activity {
-    fn name(self) -> &'static str {
+    /// In one word, as traces have it.
+    pub fn name(self) -> &'static str {
         match self {
             Activity::Attention => "attention",
             Activity::Sample => "sample",
@@ -192,15 +243,20 @@ impl Recorder {
         if self.fresh.is_empty() {
             return;
         }
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let surplus = (ring.len() + self.fresh.len())
-            .saturating_sub(self.spans_max)
-            .min(ring.len());
-        ring.drain(..surplus);
-        ring.extend(self.fresh.drain(..));
-        let surplus = ring.len().saturating_sub(self.spans_max);
-        ring.drain(..surplus);
+        append(&self.ring, self.spans_max, self.fresh.drain(..));
     }
+}
+
+/// Adds spans to a ring that keeps the last `most`.
+fn append(ring: &Mutex<VecDeque<Span>>, most: usize, spans: impl ExactSizeIterator<Item = Span>) {
+    let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+    let surplus = (ring.len() + spans.len())
+        .saturating_sub(most)
+        .min(ring.len());
+    ring.drain(..surplus);
+    ring.extend(spans);
+    let surplus = ring.len().saturating_sub(most);
+    ring.drain(..surplus);
 }
 
 impl Drop for Recorder {

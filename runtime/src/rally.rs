@@ -23,13 +23,82 @@ pub struct Rally {
     pub network: Duration,
     /// Gaps in which the worker that was to go on computed another micro-batch.
     pub waiting: Duration,
-    /// From the first span's start to the last one's end.
+    /// What is left: workers of a side were at the same layer at different times, and the last one counts.
+    pub skew: Duration,
+    /// How much of `attention` was beyond the mean of the workers of that side, whom the slowest kept waiting.
+    pub attention_excess: Duration,
+    /// The same of `expert`.
+    pub expert_excess: Duration,
+    /// The worker with most of that excess.
+    pub straggler: Option<WorkerId>,
+    /// When its first span started.
+    pub start: Duration,
+    /// From then to the last span's end.
     pub total: Duration,
+}
+
+/// What took the most of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bound {
+    /// The attention side, evenly loaded.
+    Attention,
+    /// The experts, evenly loaded.
+    Experts,
+    /// Frames on their way.
+    Network,
+    /// Other micro-batches: the workers were busy.
+    Waiting,
+    /// Workers of a side that were not in step.
+    Skew,
+    /// A worker slower than its side's mean.
+    Straggler,
+}
+
+impl Bound {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bound::Attention => "attention",
+            Bound::Experts => "experts",
+            Bound::Network => "network",
+            Bound::Waiting => "waiting",
+            Bound::Skew => "skew",
+            Bound::Straggler => "straggler",
+        }
+    }
+}
+
+impl Rally {
+    /// What the step took the longest with.
+    pub fn bound(&self) -> Bound {
+        let parts = [
+            (
+                self.attention.saturating_sub(self.attention_excess),
+                Bound::Attention,
+            ),
+            (
+                self.expert.saturating_sub(self.expert_excess),
+                Bound::Experts,
+            ),
+            (self.network, Bound::Network),
+            (self.waiting, Bound::Waiting),
+            (self.skew, Bound::Skew),
+            (self.straggling(), Bound::Straggler),
+        ];
+        // Of equals the first: computing before what waits for it.
+        let longest = parts.into_iter().rev().max_by_key(|(time, _)| *time);
+        longest.map_or(Bound::Attention, |(_, bound)| bound)
+    }
+
+    /// How long the slowest workers took beyond the mean of their sides.
+    pub fn straggling(&self) -> Duration {
+        self.attention_excess + self.expert_excess
+    }
 }
 
 /// Every whole step of a timeline, in order of steps and micro-batches.
 ///
-/// A step that lacks its beginning (rings drop their oldest spans) is left out.
+/// A step that lacks its beginning (rings drop their oldest spans) or the experts of a layer (a worker hands its latest over when it rests) is left out.
 pub fn steps(timeline: &[(WorkerId, Vec<Span>)]) -> Vec<Rally> {
     let mut spans: BTreeMap<(u64, u8), Vec<(WorkerId, Span)>> = BTreeMap::new();
     for (worker, list) in timeline {
@@ -41,29 +110,20 @@ pub fn steps(timeline: &[(WorkerId, Vec<Span>)]) -> Vec<Rally> {
         }
     }
     // Dense layers have no span of their own: they belong to the next stage on the attention side.
-    let layers: BTreeSet<_> = spans
-        .values()
-        .flatten()
-        .filter_map(|(_, span)| attention_layer(span))
-        .collect();
+    let layers = |spans: &[(WorkerId, Span)], activity| -> BTreeSet<Layer> {
+        let of = spans.iter().filter(|(_, span)| span.activity == activity);
+        of.map(|(_, span)| span.layer).collect()
+    };
+    let all: Vec<(WorkerId, Span)> = spans.values().flatten().copied().collect();
+    let sides = [Activity::Attention, Activity::Experts].map(|side| (side, layers(&all, side)));
     spans
         .into_iter()
         .filter(|(_, spans)| {
-            let sampled = spans
-                .iter()
-                .any(|(_, span)| span.activity == Activity::Sample);
-            let own: BTreeSet<_> = spans
-                .iter()
-                .filter_map(|(_, span)| attention_layer(span))
-                .collect();
-            sampled && own == layers
+            !layers(spans, Activity::Sample).is_empty()
+                && sides.iter().all(|(side, all)| layers(spans, *side) == *all)
         })
         .map(|((step, micro_batch), spans)| rally(step, micro_batch, &spans, timeline))
         .collect()
-}
-
-fn attention_layer(span: &Span) -> Option<Layer> {
-    (span.activity == Activity::Attention).then_some(span.layer)
 }
 
 fn rally(
@@ -88,18 +148,22 @@ fn rally(
     }
     let (mut attention, mut expert) = (Duration::ZERO, Duration::ZERO);
     let (mut network, mut waiting) = (Duration::ZERO, Duration::ZERO);
+    let (mut attention_excess, mut expert_excess) = (Duration::ZERO, Duration::ZERO);
+    let mut excess_of: BTreeMap<WorkerId, Duration> = BTreeMap::new();
     let mut rows = 0;
     for stage in &stages {
-        let slowest = stage
-            .spans
-            .iter()
-            .map(|(_, span)| span.end.saturating_sub(span.start))
-            .max()
-            .unwrap_or_default();
-        match stage.spans[0].0.role {
-            Role::Attention => attention += slowest,
-            Role::Expert => expert += slowest,
-        }
+        let times = stage.spans.iter();
+        let times = times.map(|(worker, span)| (span.end.saturating_sub(span.start), *worker));
+        let sum: Duration = times.clone().map(|(time, _)| time).sum();
+        let Some((slowest, worker)) = times.max() else {
+            continue;
+        };
+        let excess = slowest.saturating_sub(sum / stage.spans.len() as u32);
+        *excess_of.entry(worker).or_default() += excess;
+        match worker.role {
+            Role::Attention => (attention += slowest, attention_excess += excess),
+            Role::Expert => (expert += slowest, expert_excess += excess),
+        };
         if stage.key.1 == side_order(Activity::Attention) {
             rows = rows.max(stage.spans.iter().map(|(_, span)| span.rows).sum());
         }
@@ -137,6 +201,7 @@ fn rally(
         .map(|(_, span)| span.end)
         .max()
         .unwrap_or_default();
+    let total = end.saturating_sub(start);
     Rally {
         step,
         micro_batch,
@@ -145,7 +210,16 @@ fn rally(
         expert,
         network,
         waiting,
-        total: end.saturating_sub(start),
+        skew: total.saturating_sub(attention + expert + network + waiting),
+        attention_excess: attention_excess.min(attention),
+        expert_excess: expert_excess.min(expert),
+        straggler: excess_of
+            .into_iter()
+            .filter(|(_, excess)| !excess.is_zero())
+            .max_by_key(|(_, excess)| *excess)
+            .map(|(worker, _)| worker),
+        start,
+        total,
     }
 }
 
@@ -229,6 +303,11 @@ mod tests {
             expert: us(12),
             network: us(3),
             waiting: us(0),
+            skew: us(0),
+            attention_excess: us(0),
+            expert_excess: us(0),
+            straggler: None,
+            start: us(0),
             total: us(27),
         };
         assert_eq!(steps[0], expected);
@@ -278,6 +357,10 @@ mod tests {
             (us(12 + 2), us(16), 8)
         );
         assert_eq!((step.network, step.total), (us(2 + 10), us(42)));
+        // 2 of 12 microseconds of attention (one by each stage), 5 of the experts' 16.
+        assert_eq!(step.straggling(), us(1) + Duration::from_nanos(500) + us(5));
+        assert_eq!(step.straggler, Some(Role::Expert.worker(1)));
+        assert_eq!(step.bound(), Bound::Attention);
     }
 
     #[test]

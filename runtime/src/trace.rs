@@ -1,5 +1,6 @@
 //! `volley trace`: a short load, its timeline as a file for Perfetto, and what the timeline shows in numbers.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -156,6 +157,20 @@ fn print(head: &str, steps: &[Rally], micro_batches: u8) -> io::Result<()> {
     for (name, s) in rows {
         writeln!(out, "{name:<18} {:>10.3} {:>10.3}", s.median, s.p99)?;
     }
+    let mut bounds: BTreeMap<_, usize> = BTreeMap::new();
+    for step in steps {
+        *bounds.entry(step.bound()).or_default() += 1;
+    }
+    let bounds = bounds.iter().map(|(bound, count)| {
+        let share = 100.0 * *count as f64 / steps.len() as f64;
+        format!("{} {share:.0}%", bound.name())
+    });
+    let bounds: Vec<_> = bounds.collect();
+    writeln!(
+        out,
+        "longest part       {}   of the steps",
+        bounds.join(", ")
+    )?;
     // Bounds are taken step by step: medians of parts do not add up to the median of the whole.
     let m = u32::from(micro_batches);
     let busier = |s: &Rally| s.attention.max(s.expert) * m;

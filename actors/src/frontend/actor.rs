@@ -279,7 +279,7 @@ impl Frontend {
                 .map(|w| format!("attention-{w}"))
                 .collect();
             tracing::warn!(
-                "step {} of micro-batch {} has been under way for {:.1?}; it waits for {}",
+                "{} of {} has been under way for {:.1?}; it waits for {}",
                 step.step,
                 step.micro_batch,
                 step.age,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 use volley_transports::WorkerId;
 use volley_transports::quic::{
     ControlLink, ControlReceiver, ControlSender, NodeRole, Peer, QuicNode,
@@ -15,16 +15,23 @@ use volley_transports::quic::{
 use super::Fingerprint;
 use super::message::{FromWorker, ToWorker, WireGrouping, decode, encode};
 use super::{SchedulingHints, planner};
+use crate::clock::Clock;
 use crate::data_loop::Exit;
 use crate::expert::ExpertLoad;
 use crate::frontend::Frontend;
 use crate::protocol::AttentionCommand;
 use crate::supervisor::{Heard, Leaving, LoadReporter, Supervisor};
+use crate::timeline::Timeline;
 use crate::voice::WorkerWord;
 use crate::worker::{Lanes, Order, StopWorker};
 
 /// A worker that has called has this long to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Workers are asked for their spans this often while somebody looks at the timeline,
+const SPANS_EVERY: Duration = Duration::from_secs(1);
+/// and for so long after somebody has.
+const SPANS_WATCH: Duration = Duration::from_secs(10);
 
 /// Why the gate could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +51,8 @@ struct Actors {
     frontend: Addr<Frontend>,
     progress: LoadReporter,
     load: Arc<ExpertLoad>,
+    timeline: Timeline,
+    clock: Clock,
     fingerprint: Arc<Fingerprint>,
     hints: SchedulingHints,
 }
@@ -58,12 +67,16 @@ impl Gate {
         frontend: Addr<Frontend>,
         progress: LoadReporter,
         load: Arc<ExpertLoad>,
+        timeline: Timeline,
+        clock: Clock,
     ) -> Result<Self, GateError> {
         let actors = Actors {
             supervisor,
             frontend,
             progress,
             load,
+            timeline,
+            clock,
             fingerprint: Arc::new(fingerprint),
             hints,
         };
@@ -143,7 +156,7 @@ impl Actors {
             if let Some(holds) = loaded {
                 self.word(worker, life, WorkerWord::Loaded(holds));
             }
-            let writer = tokio::spawn(write(sender, queue));
+            let writer = tokio::spawn(write(sender, queue, self.timeline.clone()));
             let reason = self.listen(worker, life, &mut receiver).await;
             writer.abort();
             self.word(worker, life, WorkerWord::Ended(Exit::Failed(reason)));
@@ -199,6 +212,8 @@ impl Actors {
 
     /// Carries words to the actors until the link ends; returns why it did.
     async fn listen(&self, worker: WorkerId, life: u64, receiver: &mut ControlReceiver) -> String {
+        // By how many nanoseconds our clock is ahead of the worker's: what a message shows of it is too much by its way here, so the least is nearest.
+        let mut ahead = i128::MAX;
         loop {
             let message = match receiver.recv().await {
                 Ok(Some(message)) => message,
@@ -218,6 +233,12 @@ impl Actors {
                     for (layer, expert, rows) in news {
                         self.load.add(layer.into(), expert, rows);
                     }
+                }
+                Ok(FromWorker::Spans(theirs, spans)) => {
+                    let ours = self.clock.now().as_nanos() as i128;
+                    ahead = ahead.min(ours - theirs.as_nanos() as i128);
+                    let spans = spans.into_iter().map(|span| span.shifted(ahead));
+                    self.timeline.append(worker, spans);
                 }
                 Ok(FromWorker::Leaving) => self.supervisor.do_send(Leaving { worker, life }),
                 Ok(_) => return "it spoke for another worker, or said hello twice".to_owned(),
@@ -239,8 +260,27 @@ async fn refuse(peer: &Peer, mut sender: ControlSender, reason: String, again: b
     }
 }
 
-async fn write(mut sender: ControlSender, mut queue: mpsc::UnboundedReceiver<ToWorker>) {
-    while let Some(message) = queue.recv().await {
+/// Sends what is queued, and asks for spans while somebody looks at the timeline.
+async fn write(
+    mut sender: ControlSender,
+    mut queue: mpsc::UnboundedReceiver<ToWorker>,
+    timeline: Timeline,
+) {
+    let mut ask = tokio::time::interval(SPANS_EVERY);
+    ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            message = queue.recv() => match message {
+                Some(message) => message,
+                None => break,
+            },
+            _ = ask.tick(), if timeline.keeps() => {
+                if !timeline.is_watched(SPANS_WATCH) {
+                    continue;
+                }
+                ToWorker::Spans
+            }
+        };
         if sender.send(&encode(&message)).await.is_err() {
             return; // the reader sees the link end, and why
         }

@@ -14,6 +14,7 @@ use super::scheduler::SchedulingHints;
 use crate::grouping::Grouping;
 use crate::protocol::{AttentionCommand, AttentionWord, Now, SchedulerEvent, StepPlan};
 use crate::supervisor::LoadProgress;
+use crate::timeline::Span;
 use crate::voice::WorkerWord;
 
 /// What a worker says to the controller.
@@ -31,6 +32,8 @@ pub(super) enum FromWorker {
     Progress(LoadProgress),
     /// Rows that its experts computed since this was last said: layer, expert, rows.
     Load(Vec<(u16, u16, u64)>),
+    /// The answer to [`ToWorker::Spans`]: its clock, and what it has recorded since it last said so.
+    Spans(Now, Vec<Span>),
     /// The answer to [`ToWorker::Time`]: time of day, since the Unix epoch.
     Time(Duration),
     /// The answer to [`ToWorker::Probe`].
@@ -54,6 +57,8 @@ pub(super) enum ToWorker {
     Command(AttentionCommand),
     Adopt(Vec<u16>),
     Waits,
+    /// What it has done of late.
+    Spans,
     /// What time it is.
     Time,
     /// Try the way to these workers.

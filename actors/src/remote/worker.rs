@@ -133,6 +133,8 @@ impl RemoteWorker {
             ..Startup::default()
         };
         let crew = Crew::new(self.config.threads, 1).map_err(ClusterError::Control)?;
+        let clock = Clock::start();
+        let timeline = Timeline::new(std::iter::once(self.worker), self.config.timeline_spans);
         let blueprint = Blueprint {
             attention: self.config.attention_options_for(1),
             experts: self
@@ -140,8 +142,8 @@ impl RemoteWorker {
                 .expert_options(shape.max_merged().map_err(ClusterError::from)?),
             shape,
             crew,
-            clock: Clock::start(),
-            timeline: Timeline::new(std::iter::once(self.worker), 0),
+            clock: clock.clone(),
+            timeline: timeline.clone(),
             load: Arc::clone(&load),
             progress: LoadReporter(Arc::new(progress)),
             apart: true,
@@ -163,6 +165,9 @@ impl RemoteWorker {
                 startup,
                 load,
                 told: BTreeMap::new(),
+                clock,
+                timeline,
+                told_until: Duration::ZERO,
                 holds: None,
                 leaving: None,
             };
@@ -188,6 +193,11 @@ struct Serving {
     load: Arc<ExpertLoad>,
     /// How many of them the controller knows of, by layer and expert.
     told: BTreeMap<(u16, u16), u64>,
+    /// What its spans are timed by.
+    clock: Clock,
+    timeline: Timeline,
+    /// End of the last span that the controller was told of.
+    told_until: Duration,
     /// Where answers go that take a while.
     answers: mpsc::UnboundedSender<FromWorker>,
     /// The experts it holds, when it has loaded.
@@ -366,6 +376,14 @@ impl Serving {
             }
             ToWorker::Command(command) => self.addr.do_send(command),
             ToWorker::Adopt(experts) => self.addr.do_send(Order::Adopt(experts)),
+            ToWorker::Spans => {
+                let mut spans = self.timeline.spans();
+                let mut spans = spans.pop().map(|(_, spans)| spans).unwrap_or_default();
+                spans.retain(|span| span.start >= self.told_until);
+                self.told_until = spans.last().map_or(self.told_until, |span| span.end);
+                let news = FromWorker::Spans(self.clock.now(), spans);
+                let _ = self.answers.send(news);
+            }
             ToWorker::Time => {
                 let _ = self.answers.send(FromWorker::Time(super::inspect::now()));
             }

@@ -653,6 +653,6 @@ pub const KEYS: &[Key] = &[
         },
         default: Default::Value("auto"),
         flag: None,
-        help: "Spans of the timeline kept for each worker; older ones are dropped. `auto`: 65536 if `file` is set, else 0.",
+        help: "Spans of the timeline kept for each worker; older ones are dropped. `auto`: 65536 if `file` is set, else 8192 for a server (its page shows the last steps) and 0 for others.",
     },
 ];

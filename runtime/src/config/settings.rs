@@ -28,6 +28,8 @@ pub const KV_CONTEXTS_AUTO: u64 = 16;
 const KV_SHARE_AUTO: u64 = 4;
 /// Spans kept for each worker when a trace is to be written.
 pub const TRACE_SPANS_AUTO: usize = 65_536;
+/// Spans kept for each worker of a server, for `/admin/timeline`: 400 KiB a worker, and the last hundred steps of a model of 60 layers.
+pub(super) const SERVING_SPANS_AUTO: usize = 8192;
 /// Seed of dummy weights. Fixed, so that two runs speak the same nonsense.
 const DUMMY_SEED: u64 = 0;
 
@@ -324,6 +326,7 @@ impl Settings {
         let timeline_spans = match (raw.trace.spans, &raw.trace.file) {
             (Auto::Value(spans), _) => spans,
             (Auto::Auto, Some(_)) => TRACE_SPANS_AUTO,
+            (Auto::Auto, None) if matches!(demand, Demand::Serving) => SERVING_SPANS_AUTO,
             (Auto::Auto, None) => 0,
         };
         let server = &raw.server;

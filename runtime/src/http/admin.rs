@@ -17,6 +17,9 @@ use crate::build;
 pub(super) struct ClusterState {
     #[serde(flatten)]
     status: Status,
+    model: Value,
+    /// Micro-batches that may be in flight.
+    micro_batches: u8,
     workers: Vec<Value>,
     /// Where members find each other, and what is known there; none in one process.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,6 +32,15 @@ pub(super) async fn state(State(app): State<App>) -> Result<Json<ClusterState>, 
         status.ok_or_else(|| ApiError::unavailable("the cluster's frontend does not answer"))?;
     Ok(Json(ClusterState {
         status,
+        model: json!({
+            "id": app.engine.model,
+            "layers": app.engine.spec.layers.len(),
+            "experts": app.engine.spec.experts,
+            "top_k": app.engine.spec.top_k,
+            "context": app.engine.context,
+            "chat": app.engine.chat.is_some(),
+        }),
+        micro_batches: app.engine.cluster.micro_batches(),
         workers: workers.iter().map(worker).collect(),
         membership: app.engine.office.as_ref().map(|office| {
             json!({"backend": office.membership.backend(), "view": office.membership.view()})
@@ -103,10 +115,6 @@ pub(super) async fn experts(State(app): State<App>) -> Json<ExpertLoad> {
 
 pub(super) async fn version() -> Json<Value> {
     Json(build::facts())
-}
-
-pub(super) async fn index() -> &'static str {
-    "Volley: an OpenAI-compatible API is under /v1, its description at /openapi.json, metrics at /metrics.\n"
 }
 
 /// Rows computed since the start.

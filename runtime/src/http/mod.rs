@@ -23,12 +23,14 @@ pub mod metrics;
 mod models;
 mod observe;
 mod openapi;
+mod page;
 mod places;
 mod pulse;
 mod routes;
 pub mod server;
 mod state;
 mod stream;
+mod timeline;
 mod tokenize;
 
 use std::future::Future;

@@ -9,7 +9,9 @@ use axum::routing::{MethodRouter, get, post};
 
 use super::error::ApiError;
 use super::state::App;
-use super::{admin, chat, completions, health, metrics, models, observe, openapi, tokenize};
+use super::{
+    admin, chat, completions, health, metrics, models, observe, openapi, page, timeline, tokenize,
+};
 
 /// A route of the API.
 #[derive(Debug)]
@@ -24,7 +26,7 @@ pub(super) struct Route {
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Everybody: probes and scrapers have no key.
+    /// Everybody: probes and scrapers have no key, and the page at `/` asks for it.
     Open,
     /// Who has the key, if there is one.
     Key,
@@ -64,6 +66,9 @@ pub(super) const ROUTES: &[Route] = &[
     route("get", "/admin/state", Access::Key, || get(admin::state)),
     route("post", "/admin/drain", Access::Key, || post(admin::drain)),
     route("get", "/admin/experts", Access::Key, || get(admin::experts)),
+    route("get", "/admin/timeline", Access::Key, || {
+        get(timeline::timeline)
+    }),
     route("get", "/metrics", Access::Open, || get(metrics::metrics)),
     route("get", "/livez", Access::Open, || get(health::live)),
     route("get", "/readyz", Access::Open, || get(health::ready)),
@@ -72,7 +77,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("get", "/openapi.json", Access::Open, || {
         get(openapi::openapi)
     }),
-    route("get", "/", Access::Open, || get(admin::index)),
+    route("get", "/", Access::Open, || get(page::page)),
 ];
 
 /// The whole API.

@@ -256,7 +256,12 @@ fn with_a_key_the_api_wants_it_and_probes_do_not() {
         ..HttpOptions::default()
     };
     let server = Server::with(shared_engine(), options);
-    for path in ["/v1/models", "/admin/state", "/admin/experts"] {
+    for path in [
+        "/v1/models",
+        "/admin/state",
+        "/admin/experts",
+        "/admin/timeline",
+    ] {
         let response = server.get(path);
         assert_eq!(error(&response, 401)["code"], "invalid_api_key");
         assert_eq!(response.header("www-authenticate"), Some("Bearer"));

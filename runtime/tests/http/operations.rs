@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{MODEL, Server, wait_until};
+use volley::http::HttpOptions;
+
+use crate::server::{MODEL, Server, engine, wait_until};
 
 #[test]
 fn models_are_listed_with_their_context() {
@@ -99,6 +101,94 @@ fn the_load_of_every_expert() {
 }
 
 #[test]
+fn the_last_steps_span_by_span() {
+    let engine = engine(|config| config.timeline_spans = 1000);
+    let server = Server::with(engine, HttpOptions::default());
+    assert_eq!(server.get("/admin/timeline").json()["recorded"], false);
+    server.ask(
+        "/v1/completions",
+        json!({"prompt": [1, 2, 3, 4], "max_tokens": 6, "ignore_eos": true}),
+    );
+    let mut answer = Value::Null;
+    // Workers hand their spans over when they rest.
+    wait_until("the steps are there", || {
+        answer = server.get("/admin/timeline?steps=3").json();
+        answer["steps"]
+            .as_array()
+            .unwrap()
+            .last()
+            .is_some_and(|step| step["step"] == 5)
+    });
+    let steps = answer["steps"].as_array().unwrap();
+    let numbers: Vec<_> = steps
+        .iter()
+        .map(|step| step["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        numbers,
+        [3, 4, 5],
+        "the prompt's step is 0, each further token has one"
+    );
+    for step in steps {
+        let parts = [
+            "attention_us",
+            "expert_us",
+            "network_us",
+            "waiting_us",
+            "skew_us",
+        ];
+        let parts: f64 = parts.iter().map(|part| step[part].as_f64().unwrap()).sum();
+        assert!(
+            (parts - step["total_us"].as_f64().unwrap()).abs() < 0.01,
+            "{step}"
+        );
+        assert!(
+            step["bound"].is_string() && step.get("straggler").is_none(),
+            "{step}"
+        );
+    }
+    let workers = answer["workers"].as_array().unwrap();
+    let spans = |worker: usize| workers[worker]["spans"].as_array().unwrap();
+    assert_eq!(
+        (&workers[0]["worker"], &workers[1]["worker"]),
+        (&json!("attention-0"), &json!("expert-0"))
+    );
+    // Two layers and the sampling; two layers. A step planned ahead may be there, with no rows.
+    let ours = |worker| {
+        let with_rows = |span: &&Value| span[4] != 0;
+        spans(worker).iter().filter(with_rows).count()
+    };
+    assert_eq!((ours(0), ours(1)), (9, 6));
+    assert_eq!(
+        spans(0)[0].as_array().unwrap()[..6],
+        *json!(["attention", 0, 3, 0, 1, 0.0]).as_array().unwrap()
+    );
+
+    let trace = server.get("/admin/timeline?steps=3&format=chrome");
+    assert!(
+        trace
+            .header("content-disposition")
+            .unwrap()
+            .contains("volley-trace.json")
+    );
+    assert!(trace.json().as_array().unwrap().len() >= 4 + 9 + 6);
+
+    for wrong in [
+        "steps=0",
+        "steps=100000",
+        "steps=x",
+        "format=svg",
+        "stepz=3",
+    ] {
+        assert_eq!(
+            server.get(&format!("/admin/timeline?{wrong}")).status,
+            400,
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
 fn an_answer_says_how_long_it_is() {
     let server = Server::start();
     let answer = server.get("/v1/models");
@@ -126,9 +216,22 @@ fn the_rest_answers() {
         server.get("/version").json()["version"],
         env!("CARGO_PKG_VERSION")
     );
-    assert_eq!(server.get("/").text().lines().count(), 1);
+    let page = server.get("/");
+    assert_eq!(
+        page.header("content-type"),
+        Some("text/html; charset=utf-8")
+    );
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'sha256-"),
+        "{policy}"
+    );
     let state = server.get("/admin/state").json();
     assert_eq!(state["draining"], false);
+    assert_eq!(
+        (&state["model"]["layers"], &state["micro_batches"]),
+        (&json!(2), &json!(2))
+    );
     assert_eq!(state["attention"][0]["alive"], true);
     let workers = state["workers"].as_array().unwrap();
     assert_eq!(workers[0]["worker"], "attention-0");

@@ -73,7 +73,7 @@ fn defaults_follow_from_the_model() {
     assert_eq!((cluster.max_rows, cluster.prefill_tokens), (512, 256));
     // 63 blocks hold 1000 tokens.
     assert_eq!(u64::from(cluster.kv_blocks), KV_CONTEXTS_AUTO * 63);
-    assert_eq!(cluster.timeline_spans, 0);
+    assert_eq!(cluster.timeline_spans, SERVING_SPANS_AUTO);
 }
 
 #[test]
