@@ -15,7 +15,7 @@ use crate::space::{Axis, Feature, Point, Setting};
 /// left to refinement.
 const STEPS_MAX: usize = 12;
 const SETTLED_AT_ONCE: usize = 4;
-const PROBES_MAX: usize = 25;
+const PROBES_MAX: usize = 15;
 /// Random workloads of the conditions that must show the anomaly before they are believed, and draws for that, at most: some show yet others.
 const CONFIRMATIONS: usize = 2;
 const DRAWS_MAX: usize = 12;
@@ -34,12 +34,24 @@ impl Search<'_, '_> {
         if self.try_point(&mut case, &anchor)? != Some(Sight::Shows) {
             return Ok(());
         }
+        let outcome = self.learn_roughly(&mut case, first);
+        // What was learnt until the time was over is better than nothing.
+        self.refit(&mut case);
+        case.mfs.probes = self.session.records().len() - first;
+        // What speaks of every workload was a passing disturbance.
+        if !case.mfs.factors.is_empty() {
+            self.known.push(case);
+        }
+        outcome
+    }
+
+    /// Until no random workload of the conditions contradicts them, or the probes since a first record are spent.
+    fn learn_roughly(&mut self, case: &mut Case, first: usize) -> Result<(), OutOfTime> {
         // At few queue pairs and regions, if it shows there, all that follows takes less time.
         for axis in [Axis::Regions, Axis::Qps] {
             let space = self.session.space();
             let cheap = space.with(&case.mfs.anchor, Setting::Axis(axis, space.range(axis).0));
-            if axis.of(&case.mfs.anchor) > 64
-                && self.try_point(&mut case, &cheap)? == Some(Sight::Shows)
+            if axis.of(&case.mfs.anchor) > 64 && self.try_point(case, &cheap)? == Some(Sight::Shows)
             {
                 case.mfs.anchor = cheap;
             }
@@ -49,21 +61,15 @@ impl Search<'_, '_> {
             if self.session.records().len() - first > PROBES_MAX {
                 break;
             }
-            self.refit(&mut case);
-            let pair = match self.nearest(&case, &case.guessed) {
+            self.refit(case);
+            let pair = match self.nearest(case, &case.guessed) {
                 Some(pair) if step < SETTLED_AT_ONCE => pair,
-                _ => match self.counterexample(&mut case)? {
-                    Some(clean) => (self.nearest_shown(&case, &clean), clean),
+                _ => match self.counterexample(case)? {
+                    Some(clean) => (self.nearest_shown(case, &clean), clean),
                     None => break,
                 },
             };
-            self.separate(&mut case, pair.0, pair.1)?;
-        }
-        self.refit(&mut case);
-        case.mfs.probes = self.session.records().len() - first;
-        // What speaks of every workload was a passing disturbance.
-        if !case.mfs.factors.is_empty() {
-            self.known.push(case);
+            self.separate(case, pair.0, pair.1)?;
         }
         Ok(())
     }
@@ -72,8 +78,11 @@ impl Search<'_, '_> {
     pub(crate) fn adopt(&mut self, index: usize) -> Result<bool, OutOfTime> {
         for place in 0..self.known.len() {
             let (record, signals) = (&self.session.records()[index], &self.all_signals()[index]);
-            if self.known[place].sight(record, signals) != Some(Sight::Shows) {
-                continue;
+            match self.known[place].sight(record, signals) {
+                Some(Sight::Shows) => {}
+                // Where one is known already, it is the other that is news.
+                Some(Sight::Partly) if !self.is_known(&record.point) => {}
+                _ => continue,
             }
             let before = self.session.records().len();
             let mut case = self.known.remove(place);
@@ -98,9 +107,10 @@ impl Search<'_, '_> {
         }
         for _ in 0..WIDER_TRIALS {
             let wide = case.mfs.region(self.session.space());
-            let Some(point) =
-                (0..20).find_map(|_| self.draw(&wide).filter(|point| !narrow.contains(point)))
-            else {
+            let Some(point) = (0..20).find_map(|_| {
+                self.draw(case, &wide)
+                    .filter(|point| !narrow.contains(point))
+            }) else {
                 break;
             };
             self.try_point(case, &point)?;
@@ -135,7 +145,10 @@ impl Search<'_, '_> {
         for _ in 0..2 {
             let index = self.session.probe(point, self.purpose)?;
             let record = &self.session.records()[index];
-            let sight = case.sight(record, &self.signals(record));
+            let mut sight = case.sight(record, &self.signals(record));
+            if sight == Some(Sight::Partly) && !self.is_known(point) {
+                sight = Some(Sight::Shows);
+            }
             if sight == Some(Sight::Shows) {
                 self.settled.insert(index);
                 case.shown.push(index);
@@ -178,12 +191,12 @@ impl Search<'_, '_> {
             if confirmed >= CONFIRMATIONS && corners.is_empty() {
                 break;
             }
-            let Some(mut point) = self.draw(&region) else {
+            let Some(mut point) = self.draw(case, &region) else {
                 break;
             };
             if let Some(&high) = corners.last() {
                 let corner = self.corner(&region, &point, high);
-                if self.elsewhere(&corner) {
+                if self.elsewhere(case, &corner) {
                     corners.pop();
                     continue;
                 }
@@ -231,19 +244,34 @@ impl Search<'_, '_> {
         }
     }
 
-    /// Whether a known anomaly accounts for what a workload shows.
-    pub(crate) fn elsewhere(&self, point: &Point) -> bool {
+    fn is_known(&self, point: &Point) -> bool {
         self.known_regions()
             .iter()
             .any(|region| region.contains(point))
     }
 
-    /// A random workload of a region where nothing else that is known shows.
-    pub(crate) fn draw(&mut self, region: &Region) -> Option<Point> {
-        let known = self.known_regions();
+    /// Whether a known anomaly would hide another one at a workload.
+    pub(crate) fn elsewhere(&self, case: &Case, point: &Point) -> bool {
+        self.hiding(case)
+            .iter()
+            .any(|region| region.contains(point))
+    }
+
+    /// The conditions of the known anomalies beside which another one would not be seen.
+    fn hiding(&self, case: &Case) -> Vec<Region> {
+        self.known
+            .iter()
+            .filter(|other| !case.severity.exceeds(&other.severity))
+            .map(|other| other.mfs.region(self.session.space()))
+            .collect()
+    }
+
+    /// A random workload of a region where nothing else that is known hides an anomaly.
+    pub(crate) fn draw(&mut self, case: &Case, region: &Region) -> Option<Point> {
+        let hiding = self.hiding(case);
         (0..50).find_map(|_| {
             let point = region.sample(self.session.space(), &mut self.rng)?;
-            (!known.iter().any(|other| other.contains(&point))).then_some(point)
+            (!hiding.iter().any(|other| other.contains(&point))).then_some(point)
         })
     }
 
@@ -269,7 +297,7 @@ impl Search<'_, '_> {
                 let mid = half.iter().fold(sick.clone(), |point, &f| {
                     self.session.space().with(&point, Setting::of(f, &well))
                 });
-                if mid == sick || mid == well || self.elsewhere(&mid) {
+                if mid == sick || mid == well || self.elsewhere(case, &mid) {
                     continue;
                 }
                 match self.try_point(case, &mid)? {

@@ -330,6 +330,7 @@ fn factors(chosen: &[(Candidate, Places)], shown: &[&Point], without: &[&Point])
                 let edge = Edge {
                     inside,
                     outside: outsides[place].unwrap_or(guess),
+                    likely: None,
                 };
                 let both = factors.iter_mut().find_map(|factor| match factor {
                     Factor::Within {

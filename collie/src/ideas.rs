@@ -16,10 +16,20 @@ pub(crate) struct Ideas {
     axes: BTreeMap<Axis, Line>,
 }
 
+/// The most of an axis that costs little time to set up.
+pub(crate) fn knee(axis: Axis) -> u32 {
+    match axis {
+        Axis::Qps => 256,
+        Axis::Regions => 16,
+        _ => u32::MAX,
+    }
+}
+
 struct Line {
     range: (f64, f64),
     tried: Vec<f64>,
     hurting: Vec<f64>,
+    indifferent: bool,
 }
 
 impl Ideas {
@@ -32,7 +42,7 @@ impl Ideas {
         });
         let ends = Axis::ALL.into_iter().flat_map(|axis| {
             let (low, high) = space.range(axis);
-            [Setting::Axis(axis, low), Setting::Axis(axis, high)]
+            [low, knee(axis).clamp(low, high), high].map(|value| Setting::Axis(axis, value))
         });
         let line = |axis| {
             let (low, high) = space.range(axis);
@@ -40,6 +50,7 @@ impl Ideas {
                 range: (f64::from(low), f64::from(high)),
                 tried: Vec::new(),
                 hurting: Vec::new(),
+                indifferent: false,
             }
         };
         Ideas {
@@ -70,22 +81,31 @@ impl Ideas {
                 .unwrap_or_default();
             let rate = (f64::from(helped) + 1.0) / (f64::from(tried) + 4.0);
             // Most conditions are bounds, and a number has many values where a name has few.
-            if matches!(setting, Setting::Axis(..)) {
-                2.0 * rate
+            if let Setting::Axis(axis, _) = setting {
+                if self.axes[axis].indifferent {
+                    0.1 * rate
+                } else {
+                    2.0 * rate
+                }
             } else {
                 rate
             }
         };
-        // Few queue pairs and regions first: if they do, all that follows takes less time.
-        let cheap = |setting: &Setting| matches!(setting, Setting::Axis(axis @ (Axis::Qps | Axis::Regions), v) if *v < axis.of(here) / 8);
-        if let Some(place) = self
+        let dear = |setting: &Setting| matches!(setting, Setting::Axis(axis, v) if *v > knee(*axis) && *v > axis.of(here));
+        let mut weights: Vec<f64> = self.untried.iter().map(weight).collect();
+        // What makes all that follows take long comes last.
+        if self
             .untried
             .iter()
-            .position(|setting| cheap(setting) && weight(setting) > 0.0)
+            .zip(&weights)
+            .any(|(setting, weight)| *weight > 0.0 && !dear(setting))
         {
-            return Some(self.untried.swap_remove(place));
+            for (setting, weight) in self.untried.iter().zip(&mut weights) {
+                if dear(setting) {
+                    *weight = 0.0;
+                }
+            }
         }
-        let weights: Vec<f64> = self.untried.iter().map(weight).collect();
         let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
         let place = weights.iter().position(|weight| {
             left -= weight;
@@ -105,10 +125,13 @@ impl Ideas {
         let line = self.axes.get_mut(&axis).expect("every axis has a line");
         line.tried.push(value);
         let helped = energy < -significant;
-        if helped {
+        let is_end = value == line.range.0 || value == line.range.1;
+        line.indifferent |= energy.abs() <= significant;
+        if helped && is_end {
             self.untried
                 .retain(|other| other.feature() != setting.feature());
-        } else if energy > significant {
+        }
+        if energy > significant {
             line.hurting.push(value);
             // The other end is worth a second look: it leads away from here.
             let end = if value < f64::from(axis.of(here)) {

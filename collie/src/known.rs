@@ -296,6 +296,7 @@ mod tests {
                     lower: Some(Edge {
                         inside: batch,
                         outside: batch - 1.0,
+                        likely: None,
                     }),
                     upper: None,
                 },

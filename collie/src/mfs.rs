@@ -13,12 +13,38 @@ pub struct Edge {
     pub inside: f64,
     /// The innermost value known to be clean.
     pub outside: f64,
+    /// Where between the two it seems to be, by how far counters fall beyond it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub likely: Option<f64>,
 }
 
 impl Edge {
     /// The best guess of the bound.
-    fn threshold(&self) -> f64 {
-        (self.inside * self.outside).sqrt()
+    pub(crate) fn threshold(&self) -> f64 {
+        self.likely
+            .unwrap_or_else(|| (self.inside * self.outside).sqrt())
+    }
+
+    /// Whether a place is nearer to what is anomalous than half way.
+    pub(crate) fn is_inner(&self, place: f64) -> bool {
+        let half = (self.inside * self.outside).sqrt();
+        (place >= half) == (self.inside >= half)
+    }
+
+    /// Where to measure next: half way, or a little to the wider side of where the bound seems to be.
+    pub(crate) fn target(&self) -> f64 {
+        let (a, b) = (self.outside.ln(), self.inside.ln());
+        let along = (self.threshold().ln() - a) / (b - a);
+        let narrow = along.min(1.0 - along).max(0.1);
+        let along = if along < 0.5 {
+            along + 0.3 * narrow
+        } else {
+            along - 0.3 * narrow
+        };
+        if self.likely.is_none() {
+            return self.threshold();
+        }
+        (a + along * (b - a)).exp()
     }
 
     /// How far the bound may be off, as the logarithm of a ratio.
@@ -81,6 +107,23 @@ impl Mfs {
             |edge| edge.outside,
             |_, clean, value| !clean.contains(value),
         )
+    }
+
+    /// The workloads it speaks of and those that fail only one bound.
+    pub(crate) fn region_without(&self, space: &Space, quantity: Quantity, below: bool) -> Region {
+        let mut region = self.region(space);
+        for condition in &mut region.conditions {
+            if let Condition::Within {
+                quantity: of,
+                at_least,
+                at_most,
+            } = condition
+                && *of == quantity
+            {
+                *(if below { at_least } else { at_most }) = None;
+            }
+        }
+        region
     }
 
     fn region_with(

@@ -17,6 +17,8 @@ use crate::space::{Category, Choice, Quantity};
 const BEYOND_TRIALS: u32 = 3;
 /// Attempts to see a value of a category, or to halve a doubt, that say nothing.
 const ATTEMPTS_MAX: u32 = 3;
+/// Random workloads of the conditions that must show the anomaly before bounds are looked at.
+const CHECKS: u32 = 3;
 /// A bound is in the right place once it is known to the first factor, and fine enough at the second.
 const COARSE: f64 = 1.5;
 const FINE: f64 = 1.02;
@@ -71,7 +73,7 @@ impl Search<'_, '_> {
                         *values = vec![value];
                     }
                 }
-                if let Some(point) = self.draw(&region) {
+                if let Some(point) = self.draw(case, &region) {
                     self.try_point(case, &point)?;
                 }
             }
@@ -81,7 +83,7 @@ impl Search<'_, '_> {
                     .entry(Tried::Beyond(quantity, below))
                     .or_default() += 1;
                 let region = self.beyond(case, quantity, below, edge);
-                if let Some(point) = self.draw(&region)
+                if let Some(point) = self.draw(case, &region)
                     && self.try_point(case, &point)? == Some(Sight::Shows)
                 {
                     // The bound was none, or not there: what is found now needs trying as much.
@@ -93,10 +95,12 @@ impl Search<'_, '_> {
                     .tried
                     .entry(Tried::Halving(quantity, below))
                     .or_default() += 1;
-                let target = (edge.inside * edge.outside).sqrt();
-                let mut region = self.without(case, quantity, below);
+                let target = edge.target();
+                let mut region = case
+                    .mfs
+                    .region_without(self.session.space(), quantity, below);
                 region.conditions.push(near(quantity, target, edge));
-                if let Some(point) = self.draw(&region)
+                if let Some(point) = self.draw(case, &region)
                     && matches!(
                         self.try_point(case, &point)?,
                         Some(Sight::Shows | Sight::Absent)
@@ -106,10 +110,12 @@ impl Search<'_, '_> {
                 }
             }
             Step::Check => {
+                *case.tried.entry(Tried::Check).or_default() += 1;
                 let region = case.mfs.region(self.session.space());
-                if let Some(point) = self.draw(&region)
+                if let Some(point) = self.draw(case, &region)
                     && self.try_point(case, &point)? == Some(Sight::Absent)
                 {
+                    case.tried.remove(&Tried::Check);
                     let shown = self.nearest_shown(case, &point);
                     self.separate(case, shown, point)?;
                 }
@@ -123,6 +129,10 @@ impl Search<'_, '_> {
         let tried = |what: Tried| case.tried.get(&what).copied().unwrap_or(0);
         if !case.guessed.is_empty() && self.rng.random_bool(0.8) {
             return Step::Settle;
+        }
+        // What was met first was learnt in haste: conditions may be missing.
+        if tried(Tried::Check) < CHECKS {
+            return Step::Check;
         }
         let mut edges: Vec<(Quantity, bool, Edge)> = Vec::new();
         for factor in &case.mfs.factors {
@@ -189,26 +199,11 @@ impl Search<'_, '_> {
         }
     }
 
-    /// The conditions without one bound.
-    fn without(&self, case: &Case, quantity: Quantity, below: bool) -> Region {
-        let mut region = case.mfs.region(self.session.space());
-        for condition in &mut region.conditions {
-            if let Condition::Within {
-                quantity: of,
-                at_least,
-                at_most,
-            } = condition
-                && *of == quantity
-            {
-                *(if below { at_least } else { at_most }) = None;
-            }
-        }
-        region
-    }
-
     /// The workloads that fail one bound only: half of the time not by far.
     fn beyond(&mut self, case: &Case, quantity: Quantity, below: bool, edge: Edge) -> Region {
-        let mut region = self.without(case, quantity, below);
+        let mut region = case
+            .mfs
+            .region_without(self.session.space(), quantity, below);
         let factor = edge.inside / edge.outside;
         let near = self.rng.random_bool(0.5);
         let far = edge.outside

@@ -180,7 +180,13 @@ mod tests {
         let point = space.with(&point, Setting::Choice(Category::Operation, write));
         let point = space.with(&point, Setting::Axis(Axis::Qps, 100));
         let point = space.with(&point, Setting::Axis(Axis::Regions, 200));
-        let edge = |inside, outside| Some(Edge { inside, outside });
+        let edge = |inside, outside| {
+            Some(Edge {
+                inside,
+                outside,
+                likely: None,
+            })
+        };
         let factors = vec![
             Factor::Among {
                 category: Category::Operation,

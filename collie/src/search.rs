@@ -8,6 +8,7 @@
 //!   taken off first; else every start would lie at the border of what is known.
 //! * A mutation tries the ends of an axis before its middle, for conditions are bounds; a dimension whose two ends change nothing is left alone
 //!   for the rest of the round.
+//! * What takes long to set up, many queue pairs and regions, is tried last: a climb starts with fewer of them if the signal stays.
 //! * A minimal feature set is learnt roughly when it is met and finely once nothing new has been met for a while.
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,25 +16,27 @@ use std::collections::{BTreeMap, HashSet};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 
-use crate::case::{Case, Sight};
-use crate::ideas::Ideas;
+use crate::case::{Case, Severity, Sight};
+use crate::ideas::{Ideas, knee};
 use crate::mfs::Mfs;
 use crate::region::{Condition, Region};
 use crate::session::{OutOfTime, Purpose, Record, Session};
-use crate::space::{Category, Choice, Feature, Operation, Point, Space};
+use crate::space::{Axis, Category, Choice, Feature, Operation, Point, Setting, Space};
 
 /// Random points by which signals are first ranked, as in the paper.
 const RANKING_POINTS: usize = 10;
 /// Random points without an anomaly of a new look, after which guidance pays.
-const PATIENCE: usize = 32;
+const PATIENCE: usize = 24;
 /// Probes of searching without a new anomaly, after which most of the time goes to what is known: so many probes for one of searching.
 const STAGNATION: usize = 60;
 const REFINEMENT: usize = 3;
 /// A setting that was anomalous every time is left out of random draws once chance explains it with less than this.
 const CHANCE: f64 = 0.01;
 /// Random points after a round in vain, and how many are drawn to choose each from.
-const FRESH_POINTS: usize = 6;
+const FRESH_POINTS: usize = 3;
 const CANDIDATES: usize = 8;
+/// Two records differ in a signal if they do by this many standard errors of their difference.
+const SIGNIFICANT: f64 = 2.0;
 /// Annealing: the first temperature (of relative energy, so 0.1 is a tenth of the signal), the factor per mutation, and the last.
 const TEMPERATURE: (f64, f64, f64) = (0.1, 0.93, 0.005);
 
@@ -113,6 +116,12 @@ impl<'s, 'a> Search<'s, 'a> {
             Err(over) => over,
             Ok(never) => match never {},
         };
+        for place in 0..self.known.len() {
+            let mut case = self.known[place].clone();
+            self.refit(&mut case);
+            self.known[place] = case;
+        }
+        self.drop_redundant();
         self.known.into_iter().map(|case| case.mfs).collect()
     }
 
@@ -120,15 +129,17 @@ impl<'s, 'a> Search<'s, 'a> {
         self.draw_at_random()?;
         loop {
             if self.options.learns {
-                while let Some(index) = self.unsettled() {
+                let nested = self.searched() - self.last_news > STAGNATION;
+                while let Some(index) = self.unsettled(nested) {
                     self.settled.insert(index);
                     self.update_signals();
-                    if !self.adopt(index)? && !self.hidden(index) {
+                    if !self.adopt(index)? {
                         self.learn(index)?;
                         self.last_news = self.searched();
                     }
                 }
             }
+            self.drop_redundant();
             let before = self.session.records().len();
             self.anneal()?;
             if self.options.learns && self.searched() - self.last_news > STAGNATION {
@@ -154,7 +165,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// An anomalous record that belongs to nothing known: of those there are, one of the look that most of them have. What is common is soonest learnt,
     /// and out of the way of the rest.
-    fn unsettled(&mut self) -> Option<usize> {
+    fn unsettled(&mut self, nested: bool) -> Option<usize> {
         self.update_signals();
         let regions = self.known_regions();
         let records = self.session.records();
@@ -163,7 +174,8 @@ impl<'s, 'a> Search<'s, 'a> {
                 let record = &records[*i];
                 !self.settled.contains(i)
                     && record.verdict.symptom().is_some()
-                    && !regions.iter().any(|region| region.contains(&record.point))
+                    && (nested || !regions.iter().any(|region| region.contains(&record.point)))
+                    && !self.accounted_for(*i, &regions, None)
             })
             .collect();
         let alike = |index: &usize| {
@@ -178,18 +190,69 @@ impl<'s, 'a> Search<'s, 'a> {
         foreign.iter().copied().rev().max_by_key(alike)
     }
 
-    /// Whether a record may belong to a known anomaly that something else hides there.
-    fn hidden(&self, index: usize) -> bool {
+    /// Drops what is known of an anomaly where the others, the newer first, account for every workload that showed it.
+    fn drop_redundant(&mut self) {
+        self.update_signals();
+        // A workload that shows two anomalies partly, or one of them wholly, is of the latter.
+        for place in 0..self.known.len() {
+            let regions = self.known_regions();
+            let (case, records) = (&self.known[place], self.session.records());
+            let sight =
+                |case: &Case, index: usize| case.sight(&records[index], &self.all_signals[index]);
+            let kept: Vec<usize> = case
+                .shown
+                .iter()
+                .copied()
+                .enumerate()
+                .filter(|&(nth, index)| {
+                    nth == 0
+                        || sight(case, index) != Some(Sight::Partly)
+                        || !self.known.iter().zip(&regions).enumerate().any(
+                            |(other, (rival, region))| {
+                                other != place
+                                    && region.contains(&records[index].point)
+                                    && sight(rival, index) == Some(Sight::Shows)
+                            },
+                        )
+                })
+                .map(|(_, index)| index)
+                .collect();
+            if kept.len() < case.shown.len() {
+                let mut case = self.known[place].clone();
+                case.shown = kept;
+                self.refit(&mut case);
+                self.known[place] = case;
+            }
+        }
+        for place in (0..self.known.len()).rev() {
+            let regions = self.known_regions();
+            let by_others = |&index: &usize| self.accounted_for(index, &regions, Some(place));
+            if self.known[place].shown.iter().all(by_others) {
+                self.known.remove(place);
+            }
+        }
+    }
+
+    /// Whether known anomalies account for what a record shows: it meets the conditions of one of them, and in each respect is no worse than those, or as bad as
+    /// one whose counters say that it is there too.
+    fn accounted_for(&self, index: usize, known: &[Region], without: Option<usize>) -> bool {
         let record = &self.session.records()[index];
-        self.known.iter().any(|case| {
-            case.mfs
-                .region_at_most(self.session.space())
-                .contains(&record.point)
-                && !matches!(
-                    case.sight(record, &self.all_signals[index]),
-                    Some(Sight::Absent) | None
-                )
-        })
+        let Some(symptom) = record.verdict.symptom() else {
+            return true;
+        };
+        let mut within = None::<Severity>;
+        let mut left = Severity::of(symptom);
+        for (place, (region, case)) in known.iter().zip(&self.known).enumerate() {
+            if without == Some(place) {
+                continue;
+            }
+            if region.contains(&record.point) {
+                within = Some(case.severity.worst(within.unwrap_or(case.severity)));
+            } else if case.speaks_for(&self.all_signals[index]) {
+                left = left.without(&case.severity);
+            }
+        }
+        within.is_some_and(|within| !left.exceeds(&within))
     }
 
     /// The signals of each record, as of the last update.
@@ -341,9 +404,47 @@ impl<'s, 'a> Search<'s, 'a> {
             .expect("there are candidates")
     }
 
+    /// A workload that takes less time to set up and shows at least half as much of a signal, or the same one. None if it is anomalous.
+    fn cheapen(
+        &mut self,
+        start: usize,
+        signal: usize,
+        known: &[Region],
+    ) -> Result<Option<usize>, OutOfTime> {
+        let before = self.session.records()[start].clone();
+        let at_most = |point: &Point, axis: Axis| {
+            let most = knee(axis).min(axis.of(point));
+            self.session.space().with(point, Setting::Axis(axis, most))
+        };
+        let fewer_regions = at_most(&before.point, Axis::Regions);
+        let fewer_qps = at_most(&before.point, Axis::Qps);
+        let mut cheaper = vec![at_most(&fewer_regions, Axis::Qps)];
+        if fewer_regions != before.point && fewer_qps != before.point {
+            cheaper.extend([fewer_regions, fewer_qps]);
+        }
+        for point in cheaper {
+            if point == before.point || known.iter().any(|region| region.contains(&point)) {
+                continue;
+            }
+            let index = self.session.probe(&point, Purpose::Search)?;
+            let record = &self.session.records()[index];
+            if record.verdict.symptom().is_some() {
+                return Ok(None);
+            }
+            let left = self.unexplained(record, signal, known);
+            if left > 0.5 * self.unexplained(&before, signal, known) && left > 3.0 * record.noise {
+                return Ok(Some(index));
+            }
+        }
+        Ok(Some(start))
+    }
+
     /// True if it met an anomaly.
     fn round(&mut self, start: usize, signal: usize, known: &[Region]) -> Result<bool, OutOfTime> {
-        let mut here = start;
+        let mut here = match self.cheapen(start, signal, known)? {
+            Some(here) => here,
+            None => return Ok(true),
+        };
         let mut ideas = Ideas::new(self.session.space());
         let (mut temperature, cooling, coldest) = TEMPERATURE;
         while temperature > coldest {
@@ -373,7 +474,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 1.0 + self.unexplained(record, signal, known).max(0.0),
             );
             let energy = (a - b) / b;
-            let significant = 3.0 * (current.noise + record.noise);
+            let significant = SIGNIFICANT * current.noise.hypot(record.noise);
             let relevance = self.relevance.entry(setting.feature()).or_default();
             *relevance = (
                 relevance.0 + u32::from(energy < -significant),

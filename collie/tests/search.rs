@@ -101,6 +101,28 @@ fn what_is_learnt_names_the_true_conditions() {
 }
 
 #[test]
+fn conditions_never_admit_a_workload_that_was_clean() {
+    for (name, seed) in [("F", 1), ("random:4", 2), ("random:9", 3), ("random:17", 4)] {
+        let model = Model::named(name).unwrap();
+        let journal = Journal::default();
+        let (learnt, _) = search(&model, 5.0, seed, vec![], &journal);
+        assert!(learnt.len() > 3, "{name}: {learnt:?}");
+        let records = journal.records();
+        let clean = records.iter().filter(|record| record.verdict.is_clean());
+        for record in clean.filter(|record| record.verdict.confidence() >= 0.75) {
+            for mfs in &learnt {
+                let region = mfs.region(&model.space);
+                assert!(
+                    !region.contains(&record.point),
+                    "{name}: {region} admits {:?}",
+                    record.point
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_search_that_was_cut_off_goes_on_where_it_was() {
     let model = Model::named("random:4").unwrap();
     let whole = Journal::default();

@@ -117,6 +117,7 @@ mod tests {
             lower: Some(Edge {
                 inside: bound,
                 outside: bound * 0.9,
+                likely: None,
             }),
             upper: None,
         };

@@ -239,6 +239,7 @@ fn a_plan_that_meets_a_known_anomaly_is_refused_or_reshaped() {
                 lower: Some(Edge {
                     inside: 16.0,
                     outside: 15.0,
+                    likely: None,
                 }),
                 upper: None,
             },

@@ -161,6 +161,7 @@ fn traffic_that_meets_a_known_anomaly_is_refused_or_changed() {
         lower: Some(volley_collie::Edge {
             inside: bound,
             outside: bound - 0.5,
+            likely: None,
         }),
         upper: None,
     };
