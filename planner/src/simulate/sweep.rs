@@ -15,7 +15,7 @@ const SWEEP_POINTS: usize = 16;
 /// Serves a batch that is full of requests that only decode.
 ///
 /// # Errors
-/// As [`Deployed::new`] and [`serve`].
+/// As [`Deployed::new`] and [`serve`](super::serve).
 pub fn saturated(
     situation: Situation<'_>,
     deployment: &Deployment,
