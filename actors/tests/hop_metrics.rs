@@ -10,7 +10,7 @@ use volley_transports::simulated::Conditions;
 const LATENCY: Duration = Duration::from_micros(400);
 
 /// One attention worker and two expert workers, decoding for longer than a window.
-fn steady(micro_batches: u8, costs: FlatCosts) -> Scenario {
+fn steady(micro_batches: u8, max_rows: u32, costs: FlatCosts) -> Scenario {
     let mut scenario = scenario(1);
     scenario.config.roster = RosterShape {
         attention: 1,
@@ -28,8 +28,8 @@ fn steady(micro_batches: u8, costs: FlatCosts) -> Scenario {
     scenario.config.top_k = 2;
     scenario.config.kv_blocks = 4096;
     scenario.config.context = 16_384;
-    scenario.config.max_rows = 32;
-    scenario.policy = (32, 1);
+    scenario.config.max_rows = max_rows;
+    scenario.policy = (max_rows, 1);
     scenario.costs = costs;
     scenario.faults.clear();
     let request = |i: u32| Arrival {
@@ -71,7 +71,7 @@ fn a_hop_is_as_long_as_the_network_makes_it() {
         experts: Duration::from_micros(50),
         row: Duration::ZERO,
     };
-    let hops = hops(&steady(1, quick));
+    let hops = hops(&steady(1, 32, quick));
     assert_eq!(hops.len(), 4, "two of each peer: {hops:?}");
     for (name, seconds) in &hops {
         let ratio = seconds / LATENCY.as_secs_f64();
@@ -82,14 +82,22 @@ fn a_hop_is_as_long_as_the_network_makes_it() {
 
 #[test]
 fn waiting_for_a_busy_worker_is_no_hop() {
-    let slow = FlatCosts {
-        attention: Duration::from_millis(3),
-        experts: Duration::from_millis(3),
-        row: Duration::ZERO,
-    };
-    // Frames of one micro-batch come while the other is computed, on both sides.
-    for (name, seconds) in hops(&steady(2, slow)) {
-        let ratio = seconds / LATENCY.as_secs_f64();
-        assert!(ratio < 1.15, "{name} is {seconds} s");
+    // Frames of one micro-batch come while the other is computed: on the side that takes longer.
+    // With room for half of the sequences in a step they are spread over both for certain.
+    for (attention, experts, max_rows) in [(1, 4, 4), (4, 1, 4), (1, 4, 32), (4, 1, 32)] {
+        let costs = FlatCosts {
+            attention: Duration::from_millis(attention),
+            experts: Duration::from_millis(experts),
+            row: Duration::ZERO,
+        };
+        let hops = hops(&steady(2, max_rows, costs));
+        assert_eq!(hops.len(), 4, "two of each peer: {hops:?}");
+        for (name, seconds) in hops {
+            let ratio = seconds / LATENCY.as_secs_f64();
+            assert!(
+                ratio < 1.15,
+                "{name} is {seconds} s with {attention} and {experts} ms of computing"
+            );
+        }
     }
 }
